@@ -1,0 +1,305 @@
+/* sql/bgw_backfill--1.0.sql */
+
+-- complain if the script is sourced in psql rather than by CREATE EXTENSION
+\echo Use "CREATE EXTENSION bgw_backfill" to load this file. \quit
+
+-- Made here, so that a schema prepared by somebody else is refused.
+CREATE SCHEMA bgw_backfill;
+COMMENT ON SCHEMA bgw_backfill IS 'backfill worker: keeps "does this row have its companion row yet?" true and cheap to ask';
+GRANT USAGE ON SCHEMA bgw_backfill TO PUBLIC;
+
+----------------------------------------------------------------------
+-- Tables. Names of relations are text on purpose: reg* types would make
+-- pg_upgrade refuse the cluster. Nobody but the extension's owner has
+-- rights on them; the views below show each user his own rows.
+----------------------------------------------------------------------
+
+CREATE TABLE bgw_backfill.job (
+	job				text PRIMARY KEY,
+	owner			text NOT NULL,
+	database_oid	oid NOT NULL,
+	system_id		bigint NOT NULL,
+	source_oid		oid NOT NULL,
+	target_oid		oid NOT NULL,
+	source_schema	text NOT NULL,
+	source_name		text NOT NULL,
+	target_schema	text NOT NULL,
+	target_name		text NOT NULL,
+	mode			text NOT NULL,
+	source_key		text NOT NULL,
+	target_key		text NOT NULL,
+	flag_column		text,
+	pending_where	text,
+	match_where		text,
+	group_by		text,
+	handler			text,
+	settings		text[] NOT NULL DEFAULT '{}',
+	paused			boolean NOT NULL DEFAULT false,
+	uninstall		boolean NOT NULL DEFAULT false,
+	drop_objects	boolean NOT NULL DEFAULT true,
+	verify_requests	bigint NOT NULL DEFAULT 0,
+	created_at		timestamptz NOT NULL DEFAULT now(),
+	UNIQUE (database_oid, source_oid, flag_column)
+);
+COMMENT ON TABLE bgw_backfill.job IS 'configuration of each job; a change wakes the launcher';
+COMMENT ON COLUMN bgw_backfill.job.database_oid IS 'with system_id and the tables'' OIDs the fingerprint of where this job was tracked';
+COMMENT ON COLUMN bgw_backfill.job.settings IS 'per-job settings as name=value';
+
+CREATE TABLE bgw_backfill.job_state (
+	job				text PRIMARY KEY,
+	phase			text NOT NULL DEFAULT 'install',
+	generation		bigint NOT NULL DEFAULT 0,
+	health			text NOT NULL DEFAULT 'ok' CHECK (health IN ('ok', 'failed', 'held')),
+	flag_added		boolean NOT NULL DEFAULT false,
+	walk_cursor		text,
+	high_mark		text,
+	rows_done		bigint NOT NULL DEFAULT 0,
+	rows_total		bigint NOT NULL DEFAULT 0,
+	rows_changed	bigint NOT NULL DEFAULT 0,
+	batches			bigint NOT NULL DEFAULT 0,
+	batch_size		integer NOT NULL DEFAULT 0,
+	batch_ms		double precision,
+	rows_per_second	double precision,
+	started_at		timestamptz NOT NULL DEFAULT now(),
+	phase_started_at timestamptz NOT NULL DEFAULT now(),
+	fill_started_at	timestamptz,
+	fill_ended_at	timestamptz,
+	live_since		timestamptz,
+	verified_at		timestamptz,
+	mismatches		bigint,
+	sweep_request	bigint NOT NULL DEFAULT 0,
+	sweep_started_at timestamptz,
+	sweep_mismatches bigint NOT NULL DEFAULT 0,
+	pending			bigint,
+	scan_at			timestamptz,
+	scan_ms			double precision,
+	scans			bigint NOT NULL DEFAULT 0,
+	scans_skipped	bigint NOT NULL DEFAULT 0,
+	scan_cycle		bigint NOT NULL DEFAULT 0,
+	scan_group		text,
+	retries			integer NOT NULL DEFAULT 0,
+	retry_at		timestamptz,
+	waiting_for		text,
+	waiting_since	timestamptz,
+	errors			bigint NOT NULL DEFAULT 0,
+	last_error		text,
+	last_error_at	timestamptz
+) WITH (fillfactor = 50);
+COMMENT ON TABLE bgw_backfill.job_state IS 'progress of each job, committed by the batch that made it';
+COMMENT ON COLUMN bgw_backfill.job_state.generation IS 'raised by everything that restarts a walk; a batch of an older generation leaves no trace here';
+COMMENT ON COLUMN bgw_backfill.job_state.walk_cursor IS 'last key of the source that the current walk is done with, as text';
+COMMENT ON COLUMN bgw_backfill.job_state.high_mark IS 'key at which the current walk ends, as text';
+
+CREATE TABLE bgw_backfill.job_skipped (
+	job				text NOT NULL,
+	key				text NOT NULL,
+	PRIMARY KEY (job, key)
+);
+COMMENT ON TABLE bgw_backfill.job_skipped IS 'rows behind the cursor that were locked by somebody when their batch passed; done one per transaction';
+
+CREATE TABLE bgw_backfill.pending_group (
+	job				text NOT NULL,
+	group_key		text,
+	pending			bigint NOT NULL,
+	capped			boolean NOT NULL,
+	oldest_key		text,
+	scanned_at		timestamptz NOT NULL,
+	cycle			bigint NOT NULL,
+	UNIQUE NULLS NOT DISTINCT (job, group_key)
+);
+COMMENT ON TABLE bgw_backfill.pending_group IS 'what the pending scan found, a row per job and group';
+
+REVOKE ALL ON bgw_backfill.job, bgw_backfill.job_state, bgw_backfill.job_skipped,
+	bgw_backfill.pending_group FROM PUBLIC;
+
+-- Jobs go into a dump; a restored one is held until somebody resumes it.
+SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.job', '');
+SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.job_state', '');
+SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.job_skipped', '');
+
+----------------------------------------------------------------------
+-- Trigger functions
+----------------------------------------------------------------------
+
+CREATE FUNCTION bgw_backfill.job_changed() RETURNS trigger
+	LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_job_changed';
+COMMENT ON FUNCTION bgw_backfill.job_changed() IS 'wakes the launcher once a change of a job is committed';
+CREATE TRIGGER job_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bgw_backfill.job
+	FOR EACH STATEMENT EXECUTE FUNCTION bgw_backfill.job_changed();
+ALTER TABLE bgw_backfill.job ENABLE ALWAYS TRIGGER job_changed;
+
+CREATE FUNCTION bgw_backfill.target_changed() RETURNS trigger
+	LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_target_changed';
+COMMENT ON FUNCTION bgw_backfill.target_changed() IS 'on a target: settles the source rows that a statement''s target rows point at';
+
+CREATE FUNCTION bgw_backfill.source_changed() RETURNS trigger
+	LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_source_changed';
+COMMENT ON FUNCTION bgw_backfill.source_changed() IS 'on a source: settles the rows that a statement inserted or gave a new key';
+
+CREATE FUNCTION bgw_backfill.target_truncated() RETURNS trigger
+	LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_target_truncated';
+COMMENT ON FUNCTION bgw_backfill.target_truncated() IS 'on a target: puts the job back to phase fill';
+
+----------------------------------------------------------------------
+-- What a user calls
+----------------------------------------------------------------------
+
+CREATE FUNCTION bgw_backfill.track(
+	source regclass,
+	target regclass,
+	job text DEFAULT NULL,
+	mode text DEFAULT 'column',
+	source_key name DEFAULT NULL,
+	target_key name DEFAULT NULL,
+	flag_column name DEFAULT 'has_embedding',
+	pending_where text DEFAULT NULL,
+	match_where text DEFAULT NULL,
+	group_by name DEFAULT NULL,
+	handler regprocedure DEFAULT NULL,
+	dry_run boolean DEFAULT false)
+	RETURNS text LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_track';
+COMMENT ON FUNCTION bgw_backfill.track(regclass, regclass, text, text, name, name, name, text, text, name, regprocedure, boolean)
+	IS 'start keeping track of which source rows have a target row; returns the job''s name';
+
+CREATE FUNCTION bgw_backfill.untrack(job text, drop_objects boolean DEFAULT true)
+	RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'bgw_backfill_untrack';
+COMMENT ON FUNCTION bgw_backfill.untrack(text, boolean)
+	IS 'end a job; drop_objects false keeps its column, index and view and drops its triggers';
+
+CREATE FUNCTION bgw_backfill.pause(job text)
+	RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'bgw_backfill_pause';
+COMMENT ON FUNCTION bgw_backfill.pause(text) IS 'stop a job''s worker after its current batch; a running index build is cancelled';
+
+CREATE FUNCTION bgw_backfill.resume(job text)
+	RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'bgw_backfill_resume';
+COMMENT ON FUNCTION bgw_backfill.resume(text) IS 'go on with a paused, failed or held job';
+
+CREATE FUNCTION bgw_backfill.verify(job text)
+	RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'bgw_backfill_verify';
+COMMENT ON FUNCTION bgw_backfill.verify(text) IS 'start a parity sweep now; while one runs, queue another';
+
+CREATE FUNCTION bgw_backfill.configure(job text, setting text, value text)
+	RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_configure';
+COMMENT ON FUNCTION bgw_backfill.configure(text, text, text) IS 'give a job its own value of a setting; NULL goes back to the server''s';
+
+CREATE PROCEDURE bgw_backfill.wait(job text, phase text DEFAULT 'live', timeout interval DEFAULT '1 hour')
+	LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_wait';
+COMMENT ON PROCEDURE bgw_backfill.wait(text, text, interval) IS 'return when a job has reached a phase; not to be called in a transaction block';
+
+----------------------------------------------------------------------
+-- Views
+----------------------------------------------------------------------
+
+CREATE FUNCTION bgw_backfill.worker_status(
+	OUT pid integer, OUT owner oid, OUT job text, OUT state text,
+	OUT waiting_for text, OUT waiting_since timestamptz, OUT index_percent double precision)
+	RETURNS SETOF record LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'bgw_backfill_worker_status';
+COMMENT ON FUNCTION bgw_backfill.worker_status() IS 'the workers of this database whose owner''s role the caller is a member of';
+
+CREATE FUNCTION bgw_backfill.launcher_waiting_for() RETURNS text
+	LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'bgw_backfill_launcher_waiting_for';
+COMMENT ON FUNCTION bgw_backfill.launcher_waiting_for() IS 'what keeps the launcher from starting workers, or NULL';
+
+CREATE FUNCTION bgw_backfill.effective_settings(settings text[]) RETURNS jsonb
+	LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+	RETURN (
+		SELECT jsonb_object_agg(substr(p.name, 14), jsonb_build_object(
+			'value', coalesce(o.value, current_setting(p.name)),
+			'source', CASE WHEN o.value IS NULL THEN p.source ELSE 'job' END))
+		FROM pg_settings p
+			LEFT JOIN LATERAL (SELECT split_part(x, '=', 2) AS value FROM unnest(settings) x
+				WHERE split_part(x, '=', 1) = substr(p.name, 14)) o ON true
+		WHERE p.name IN ('bgw_backfill.batch_size', 'bgw_backfill.batch_sleep', 'bgw_backfill.lock_timeout',
+			'bgw_backfill.statement_timeout', 'bgw_backfill.scan_interval', 'bgw_backfill.scan_timeout',
+			'bgw_backfill.verify_interval'));
+COMMENT ON FUNCTION bgw_backfill.effective_settings(text[]) IS 'each per-job setting, its value and where that comes from';
+
+CREATE VIEW bgw_backfill.visible_job WITH (security_barrier) AS
+SELECT j.*, coalesce(c.relowner, r.oid) AS owner_oid
+FROM bgw_backfill.job j
+	LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
+		ON n.nspname = j.source_schema AND c.relname = j.source_name
+	LEFT JOIN pg_catalog.pg_roles r ON r.rolname = j.owner
+WHERE pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')
+	OR pg_catalog.pg_has_role(coalesce(c.relowner, r.oid), 'MEMBER');
+COMMENT ON VIEW bgw_backfill.visible_job IS 'the jobs that the current user may see';
+
+CREATE VIEW bgw_backfill.jobs WITH (security_barrier) AS
+SELECT job, pg_catalog.pg_get_userbyid(owner_oid) AS owner,
+	pg_catalog.format('%I.%I', source_schema, source_name) AS source,
+	pg_catalog.format('%I.%I', target_schema, target_name) AS target,
+	mode, source_key, target_key, flag_column, pending_where, match_where, group_by, handler,
+	paused, uninstall, created_at,
+	bgw_backfill.effective_settings(settings) AS settings
+FROM bgw_backfill.visible_job;
+COMMENT ON VIEW bgw_backfill.jobs IS 'configuration of each job, its effective settings and where each comes from';
+
+CREATE VIEW bgw_backfill.progress WITH (security_barrier) AS
+SELECT q.job, q.source, q.target, q.mode, q.phase, q.state, q.percent, q.rows_done, q.rows_total,
+	q.rows_changed, q.pending, q.batches, q.batch_size, q.batch_ms, q.rows_per_second,
+	CASE WHEN q.phase IN ('fill', 'verify') AND q.rows_per_second > 0
+		THEN pg_catalog.date_trunc('second', pg_catalog.make_interval(
+			secs => least(greatest(q.rows_total - q.rows_done, 0) / q.rows_per_second, 1e9))) END AS eta,
+	q.fill_ms, q.waiting_for, q.waited, q.errors, q.last_error, q.last_error_at, q.started_at,
+	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.worker_pid,
+	pg_catalog.format('[%s%s] %s%%',
+		pg_catalog.repeat('#', pg_catalog.floor(q.percent / 5)::integer),
+		pg_catalog.repeat('.', 20 - pg_catalog.floor(q.percent / 5)::integer),
+		pg_catalog.lpad(pg_catalog.floor(q.percent)::text, 3)) AS bar
+FROM (
+	SELECT j.job,
+		pg_catalog.format('%I.%I', j.source_schema, j.source_name) AS source,
+		pg_catalog.format('%I.%I', j.target_schema, j.target_name) AS target,
+		j.mode, s.phase,
+		CASE
+			WHEN s.health <> 'ok' THEN s.health
+			WHEN j.paused AND NOT j.uninstall THEN 'paused'
+			WHEN w.state IS NOT NULL THEN w.state
+			WHEN s.retries > 0 THEN 'retrying'
+			WHEN s.phase <> 'live' AND ow.pid IS NOT NULL THEN 'sleeping'
+			ELSE 'idle'
+		END AS state,
+		CASE
+			WHEN s.phase = 'live' THEN 100
+			WHEN s.phase IN ('fill', 'verify') THEN
+				CASE WHEN s.rows_total > 0
+					THEN least(99.9, pg_catalog.round(100.0 * s.rows_done / s.rows_total, 1)) ELSE 0 END
+			WHEN s.phase = 'index' THEN least(99.9, pg_catalog.round(coalesce(w.index_percent, 0)::numeric, 1))
+			ELSE 0
+		END AS percent,
+		s.rows_done, greatest(s.rows_total, s.rows_done) AS rows_total, s.rows_changed, s.pending,
+		s.batches, s.batch_size, pg_catalog.round(s.batch_ms::numeric, 1) AS batch_ms,
+		pg_catalog.round(s.rows_per_second::numeric, 1) AS rows_per_second,
+		pg_catalog.round(pg_catalog.date_part('epoch', coalesce(s.fill_ended_at,
+			CASE WHEN s.phase = 'fill' THEN pg_catalog.clock_timestamp() END) - s.fill_started_at)::numeric * 1000, 1) AS fill_ms,
+		CASE WHEN s.health = 'ok' AND NOT (j.paused AND NOT j.uninstall) THEN
+			coalesce(w.waiting_for, s.waiting_for,
+				CASE WHEN ow.pid IS NULL THEN bgw_backfill.launcher_waiting_for() END) END AS waiting_for,
+		CASE WHEN w.waiting_for IS NOT NULL THEN pg_catalog.clock_timestamp() - w.waiting_since
+			WHEN s.waiting_for IS NOT NULL THEN pg_catalog.clock_timestamp() - s.waiting_since END AS waited,
+		s.errors, s.last_error, s.last_error_at, s.started_at, s.phase_started_at, s.live_since,
+		s.verified_at, s.mismatches, coalesce(w.pid, ow.pid) AS worker_pid
+	FROM bgw_backfill.visible_job j
+		JOIN bgw_backfill.job_state s ON s.job = j.job
+		LEFT JOIN bgw_backfill.worker_status() w ON w.job = j.job
+		LEFT JOIN LATERAL (SELECT x.pid FROM bgw_backfill.worker_status() x
+			WHERE x.owner = j.owner_oid AND s.phase <> 'live' LIMIT 1) ow ON true
+	) q;
+COMMENT ON VIEW bgw_backfill.progress IS 'what each job is doing and how far it is';
+
+CREATE VIEW bgw_backfill.pending_groups WITH (security_barrier) AS
+SELECT g.job, g.group_key, g.pending, g.capped, g.oldest_key, g.scanned_at
+FROM bgw_backfill.pending_group g JOIN bgw_backfill.visible_job j ON j.job = g.job;
+COMMENT ON VIEW bgw_backfill.pending_groups IS 'what the last pending scan found in each group';
+
+REVOKE ALL ON bgw_backfill.visible_job FROM PUBLIC;
+GRANT SELECT ON bgw_backfill.jobs, bgw_backfill.progress, bgw_backfill.pending_groups TO PUBLIC;
+
+----------------------------------------------------------------------
+-- Say it at once when nothing would run.
+----------------------------------------------------------------------
+
+CREATE FUNCTION bgw_backfill.check_preload() RETURNS void
+	LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_check_preload';
+COMMENT ON FUNCTION bgw_backfill.check_preload() IS 'warns when the library is not in shared_preload_libraries';
+SELECT bgw_backfill.check_preload();

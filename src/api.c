@@ -1,0 +1,328 @@
+/*
+ * api.c
+ *		The SQL functions: each checks its arguments and the caller's rights,
+ *		and changes the job's configuration.  The work is a worker's.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "check.h"
+#include "compat.h"
+#include "fmgr.h"
+#include "guc.h"
+#include "job.h"
+#include "mode.h"
+#include "shmem.h"
+#include "txn.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/varlena.h"
+#include "wake.h"
+
+PG_FUNCTION_INFO_V1(bgw_backfill_track);
+PG_FUNCTION_INFO_V1(bgw_backfill_untrack);
+PG_FUNCTION_INFO_V1(bgw_backfill_pause);
+PG_FUNCTION_INFO_V1(bgw_backfill_resume);
+PG_FUNCTION_INFO_V1(bgw_backfill_verify);
+PG_FUNCTION_INFO_V1(bgw_backfill_configure);
+PG_FUNCTION_INFO_V1(bgw_backfill_check_preload);
+
+/* No worker runs, and nothing can be written, on a standby. */
+static void
+refuse_in_recovery(const char *function)
+{
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot execute bgw_backfill.%s() during recovery", function),
+				 errhint("Call it on the primary.")));
+	PreventCommandIfReadOnly(function);
+}
+
+/* Warn at CREATE EXTENSION that nothing would run; a restore must go on. */
+Datum
+bgw_backfill_check_preload(PG_FUNCTION_ARGS)
+{
+	if (bbf_shared == NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("bgw_backfill is not in shared_preload_libraries, so no job will run"),
+				 errhint("Add this line to postgresql.conf and restart the server: shared_preload_libraries = 'bgw_backfill'")));
+	PG_RETURN_VOID();
+}
+
+static char *
+text_argument(FunctionCallInfo fcinfo, int n)
+{
+	return PG_ARGISNULL(n) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(n));
+}
+
+static char *
+name_argument(FunctionCallInfo fcinfo, int n)
+{
+	return PG_ARGISNULL(n) ? NULL : pstrdup(NameStr(*PG_GETARG_NAME(n)));
+}
+
+/* Write a checked job into the extension's tables. */
+static void
+insert_job(const BbfJob *job)
+{
+	Oid			types[17];
+	Datum		values[17];
+	char		nulls[18];
+	const char *texts[] = {job->name, job->owner, job->source_schema, job->source_name,
+		job->target_schema, job->target_name, job->mode, job->source_key, job->target_key,
+	job->flag_column, job->pending_where, job->match_where, job->group_by};
+	int			n;
+
+	memset(nulls, ' ', sizeof(nulls));
+	for (n = 0; n < (int) lengthof(texts); n++)
+	{
+		types[n] = TEXTOID;
+		values[n] = texts[n] ? CStringGetTextDatum(texts[n]) : (Datum) 0;
+		nulls[n] = texts[n] ? ' ' : 'n';
+	}
+	types[13] = types[14] = types[15] = OIDOID;
+	values[13] = ObjectIdGetDatum(MyDatabaseId);
+	values[14] = ObjectIdGetDatum(job->source_oid);
+	values[15] = ObjectIdGetDatum(job->target_oid);
+	types[16] = INT8OID;
+	values[16] = Int64GetDatum((int64) GetSystemIdentifier());
+	if (bbf_txn_catalog("INSERT INTO bgw_backfill.job (job, owner, source_schema, source_name,"
+						" target_schema, target_name, mode, source_key, target_key, flag_column,"
+						" pending_where, match_where, group_by, database_oid, source_oid, target_oid,"
+						" system_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
+						" $14, $15, $16, $17) ON CONFLICT DO NOTHING",
+						17, types, values, nulls, SPI_OK_INSERT) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("job \"%s\" already exists", job->name),
+				 errdetail("It was made, or took the same flag column, at this moment.")));
+	bbf_txn_catalog("INSERT INTO bgw_backfill.job_state (job) VALUES ($1)",
+					1, types, values, NULL, SPI_OK_INSERT);
+}
+
+/*
+ * track(source, target, job, mode, source_key, target_key, flag_column,
+ * pending_where, match_where, group_by, handler, dry_run) returns the job's
+ * name.
+ */
+Datum
+bgw_backfill_track(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = CurrentMemoryContext;
+	BbfJob		job = {0};
+	char	   *name;
+
+	refuse_in_recovery("track");
+	if (bbf_shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("bgw_backfill is not in shared_preload_libraries"),
+				 errdetail("Without it no worker would take the job."),
+				 errhint("Add this line to postgresql.conf and restart the server: shared_preload_libraries = 'bgw_backfill'")));
+	for (int i = 0; i < PG_NARGS(); i++)
+	{
+		if (PG_ARGISNULL(i) && (i == 0 || i == 1 || i == 3 || i == 11))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("source, target, mode and dry_run must not be null")));
+	}
+	if (!PG_ARGISNULL(10))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a handler is not supported yet"),
+				 errhint("Leave handler out and read the view of pending rows.")));
+
+	SPI_connect();
+	job.source_oid = PG_GETARG_OID(0);
+	job.target_oid = PG_GETARG_OID(1);
+	job.name = text_argument(fcinfo, 2);
+	job.mode = text_argument(fcinfo, 3);
+	job.source_key = name_argument(fcinfo, 4);
+	job.target_key = name_argument(fcinfo, 5);
+	job.flag_column = name_argument(fcinfo, 6);
+	job.pending_where = text_argument(fcinfo, 7);
+	job.match_where = text_argument(fcinfo, 8);
+	job.group_by = name_argument(fcinfo, 9);
+	job.database_oid = MyDatabaseId;
+	job.system_id = (int64) GetSystemIdentifier();
+	bbf_check_job(&job);
+	if (PG_GETARG_BOOL(11))
+		bbf_check_report(&job);
+	else
+		insert_job(&job);
+	name = MemoryContextStrdup(context, job.name);
+	SPI_finish();
+	PG_RETURN_TEXT_P(cstring_to_text(name));
+}
+
+/*
+ * The job of that name, for a caller who may change it: a member of the role
+ * that owns its source (or owned it, if the table is gone).
+ */
+static BbfJob *
+own_job(const char *name)
+{
+	BbfJob	   *job = bbf_job_load(name);
+	Oid			owner;
+
+	if (job == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("job \"%s\" does not exist", name),
+				 errhint("The view bgw_backfill.jobs lists your jobs.")));
+	owner = bbf_pair_owner(bbf_job_source(job));
+	if (!OidIsValid(owner))
+		owner = get_role_oid(job->owner, true);
+	if (!(OidIsValid(owner) ? has_privs_of_role(GetUserId(), owner) : superuser()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of job \"%s\"", name),
+				 errdetail("A job belongs to the owner of its source.")));
+	return job;
+}
+
+/* Change a job's configuration, which wakes the launcher. */
+static void
+update_job(const char *name, const char *assignments, const char *value)
+{
+	Oid			types[] = {TEXTOID, TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name), value ? CStringGetTextDatum(value) : (Datum) 0};
+
+	bbf_txn_catalog(psprintf("UPDATE bgw_backfill.job SET %s WHERE job OPERATOR(pg_catalog.=) $1",
+							 assignments),
+					value ? 2 : 1, types, values, NULL, SPI_OK_UPDATE);
+}
+
+/* untrack(job, drop_objects) */
+Datum
+bgw_backfill_untrack(PG_FUNCTION_ARGS)
+{
+	BbfJob	   *job;
+
+	refuse_in_recovery("untrack");
+	SPI_connect();
+	job = own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	if (!OidIsValid(bbf_job_source(job)))
+	{
+		bbf_job_delete(job->name);
+		ereport(NOTICE,
+				(errmsg("source table of job \"%s\" is gone, job removed", job->name)));
+	}
+	else
+	{
+		bbf_job_set_well(job->name);
+		update_job(job->name, PG_GETARG_BOOL(1) ? "uninstall = true, drop_objects = true" :
+				   "uninstall = true, drop_objects = false", NULL);
+		bbf_wake_cancel_at_commit(job->name);
+	}
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/* pause(job) */
+Datum
+bgw_backfill_pause(PG_FUNCTION_ARGS)
+{
+	BbfJob	   *job;
+
+	refuse_in_recovery("pause");
+	SPI_connect();
+	job = own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	update_job(job->name, "paused = true", NULL);
+	bbf_wake_cancel_at_commit(job->name);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/*
+ * resume(job).  A job that came from somewhere else begins anew, as what is
+ * here may not be what its state says.
+ */
+Datum
+bgw_backfill_resume(PG_FUNCTION_ARGS)
+{
+	BbfJob	   *job;
+	Oid			source;
+	Oid			target;
+
+	refuse_in_recovery("resume");
+	SPI_connect();
+	job = own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	source = bbf_job_source(job);
+	target = bbf_job_target(job);
+	if (!OidIsValid(source) || !OidIsValid(target))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("%s table of job \"%s\" does not exist",
+						OidIsValid(source) ? "target" : "source", job->name),
+				 errhint("Use bgw_backfill.untrack('%s') to end the job.", job->name)));
+	update_job(job->name, "paused = false", NULL);
+	bbf_job_set_well(job->name);
+	if (job->health == BBF_HEALTH_HELD || !bbf_job_same_place(job))
+	{
+		bbf_job_rename(job, source, target);
+		job = bbf_job_load(job->name);
+		bbf_job_enter_phase(job, BBF_PHASE_INSTALL);
+	}
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/* verify(job) */
+Datum
+bgw_backfill_verify(PG_FUNCTION_ARGS)
+{
+	BbfJob	   *job;
+
+	refuse_in_recovery("verify");
+	SPI_connect();
+	job = own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	update_job(job->name, "verify_requests = verify_requests OPERATOR(pg_catalog.+) 1", NULL);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/* configure(job, setting, value); value NULL: the server's again */
+Datum
+bgw_backfill_configure(PG_FUNCTION_ARGS)
+{
+	char	   *setting_name = text_argument(fcinfo, 1);
+	char	   *value = text_argument(fcinfo, 2);
+	BbfSetting	setting;
+	BbfJob	   *job;
+	const char *name;
+
+	refuse_in_recovery("configure");
+	if (PG_ARGISNULL(0) || setting_name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("job and setting must not be null")));
+	SPI_connect();
+	job = own_job(text_argument(fcinfo, 0));
+	if (strcmp(setting_name, "mode") == 0 || strcmp(setting_name, "handler") == 0 ||
+		strcmp(setting_name, "pending_where") == 0 || strcmp(setting_name, "match_where") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("changing \"%s\" of a job is not supported yet", setting_name),
+				 errhint("Use bgw_backfill.untrack() and track() again.")));
+	if (!bbf_guc_find_per_job(setting_name, &setting))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("unrecognized per-job setting: \"%s\"", setting_name),
+				 errhint("The per-job settings are batch_size, batch_sleep, lock_timeout, statement_timeout, scan_interval, scan_timeout and verify_interval.")));
+	name = bbf_guc_name(setting) + strlen("bgw_backfill.");
+	if (value == NULL)
+		update_job(job->name, "settings = ARRAY(SELECT s FROM pg_catalog.unnest(settings) s"
+				   " WHERE pg_catalog.split_part(s, '=', 1) OPERATOR(pg_catalog.<>) $2)", name);
+	else
+		update_job(job->name, "settings = ARRAY(SELECT s FROM pg_catalog.unnest(settings) s"
+				   " WHERE pg_catalog.split_part(s, '=', 1) OPERATOR(pg_catalog.<>)"
+				   "  pg_catalog.split_part($2, '=', 1)) OPERATOR(pg_catalog.||) $2",
+				   psprintf("%s=%s", name, bbf_guc_show(setting, bbf_guc_parse(setting, value))));
+	SPI_finish();
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,286 @@
+/*
+ * check.c
+ *		What track() checks before it writes a job, and what it says in a dry
+ *		run.
+ *
+ * Everything that would make a worker fail later, or an application's write
+ * fail because of us, is found here and refused with a hint.  A worker checks
+ * again what can change between: nothing here is a promise.
+ */
+#include "postgres.h"
+
+#include "access/relation.h"
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_constraint.h"
+#include "catalog/pg_trigger.h"
+#include "catalog/pg_type.h"
+#include "check.h"
+#include "commands/tablespace.h"
+#include "compat.h"
+#include "expr.h"
+#include "identity.h"
+#include "mode.h"
+#include "shape.h"
+#include "txn.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+
+/* A name that the job's objects can be made of, and that is not in use. */
+static void
+check_name(const BbfJob *job, Oid schema)
+{
+	static const char *const suffixes[] = {"pending", "pending_idx", "sidecar", "sidecar_idx"};
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job->name)};
+
+	if (job->name[0] == '\0' || strlen(job->name) > BBF_MAX_JOB_NAME)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid job name: \"%s\"", job->name),
+				 errdetail("A job's name has 1 to %d bytes, because its objects are named after it.",
+						   BBF_MAX_JOB_NAME),
+				 errhint("Give a shorter name as job => '...'.")));
+	if (bbf_txn_catalog("SELECT 1 FROM bgw_backfill.job WHERE job OPERATOR(pg_catalog.=) $1",
+						1, types, values, NULL, SPI_OK_SELECT) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("job \"%s\" already exists", job->name),
+				 errhint("Give another name as job => '...', or end that job with bgw_backfill.untrack().")));
+	for (int i = 0; i < (int) lengthof(suffixes); i++)
+	{
+		char	   *object = bbf_job_object(job, suffixes[i]);
+
+		if (OidIsValid(get_relname_relid(object, schema)))
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_TABLE),
+					 errmsg("relation \"%s\" already exists", object),
+					 errdetail("The job's objects are named after it."),
+					 errhint("Give another name as job => '...'.")));
+	}
+}
+
+/* The owner: of both tables, the caller's role, able to connect and create. */
+static void
+check_owner(BbfJob *job, Relation source, Relation target)
+{
+	Oid			owner = source->rd_rel->relowner;
+	Oid			schema = RelationGetNamespace(source);
+	Oid			tablespace = source->rd_rel->reltablespace;
+	const char *name = GetUserNameFromId(owner, false);
+	char	   *problem;
+	char	   *hint;
+
+	if (!bbf_relation_ownercheck(RelationGetRelid(source), GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, RelationGetRelationName(source));
+	if (!bbf_relation_ownercheck(RelationGetRelid(target), GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, RelationGetRelationName(target));
+	if (target->rd_rel->relowner != owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("source \"%s\" and target \"%s\" have different owners",
+						RelationGetRelationName(source), RelationGetRelationName(target)),
+				 errdetail("They belong to %s and %s. The worker connects as the owner of both.",
+						   name, GetUserNameFromId(target->rd_rel->relowner, false)),
+				 errhint("Use ALTER TABLE ... OWNER TO.")));
+	if ((problem = bbf_identity_problem(owner, &hint)) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s", problem),
+				 errdetail("The worker connects as the owner of the tables."),
+				 errhint("%s", hint)));
+	if (bbf_schema_aclcheck(schema, owner, ACL_USAGE | ACL_CREATE) != ACLCHECK_OK ||
+		bbf_schema_aclcheck(schema, owner, ACL_CREATE) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" has no CREATE privilege on schema \"%s\"",
+						name, get_namespace_name(schema)),
+				 errdetail("The job's objects are made beside the source, as its owner."),
+				 errhint("Use GRANT USAGE, CREATE ON SCHEMA %s TO %s.",
+						 quote_identifier(get_namespace_name(schema)), quote_identifier(name))));
+	if (OidIsValid(tablespace) &&
+		bbf_tablespace_aclcheck(tablespace, owner, ACL_CREATE) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" has no CREATE privilege on tablespace \"%s\"",
+						name, get_tablespace_name(tablespace)),
+				 errdetail("The index is made in the source's tablespace."),
+				 errhint("Use GRANT CREATE ON TABLESPACE %s TO %s.",
+						 quote_identifier(get_tablespace_name(tablespace)), quote_identifier(name))));
+	job->owner = pstrdup(name);
+}
+
+/* The only column of the primary key, or NULL. */
+static char *
+primary_key_column(Relation rel)
+{
+	Oid			constraint;
+	Bitmapset  *columns = get_primary_key_attnos(RelationGetRelid(rel), true, &constraint);
+	int			member;
+
+	if (!bms_get_singleton_member(columns, &member))
+		return NULL;
+	return get_attname(RelationGetRelid(rel), member + FirstLowInvalidHeapAttributeNumber, false);
+}
+
+/* Fill in the keys that were not given, from the foreign key. */
+static void
+default_keys(BbfJob *job, Relation source, Relation target)
+{
+	AttrNumber	source_att = job->source_key ? get_attnum(RelationGetRelid(source), job->source_key) : 0;
+	AttrNumber	target_att = job->target_key ? get_attnum(RelationGetRelid(target), job->target_key) : 0;
+	int			nfound;
+
+	if (job->source_key && job->target_key)
+		return;
+	bbf_pair_find_foreign_key(source, target, &source_att, &target_att, &nfound);
+	if (nfound > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_AMBIGUOUS_COLUMN),
+				 errmsg("table \"%s\" has several foreign keys to \"%s\"",
+						RelationGetRelationName(target), RelationGetRelationName(source)),
+				 errhint("Give source_key and target_key.")));
+	if (nfound == 1)
+	{
+		job->source_key = get_attname(RelationGetRelid(source), source_att, false);
+		job->target_key = get_attname(RelationGetRelid(target), target_att, false);
+		return;
+	}
+	if (job->target_key == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("target_key must be given"),
+				 errdetail("Table \"%s\" has no foreign key of one column to \"%s\".",
+						   RelationGetRelationName(target), RelationGetRelationName(source)),
+				 errhint("Name the column of \"%s\" that holds the source's key.",
+						 RelationGetRelationName(target))));
+	job->source_key = primary_key_column(source);
+	if (job->source_key == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("source_key must be given"),
+				 errdetail("Table \"%s\" has no primary key of one column.",
+						   RelationGetRelationName(source))));
+}
+
+/* Is the flag column another job's? */
+static void
+check_flag_is_free(const BbfJob *job)
+{
+	Oid			types[] = {OIDOID, TEXTOID};
+	Datum		values[] = {ObjectIdGetDatum(job->source_oid), CStringGetTextDatum(job->flag_column)};
+
+	if (bbf_txn_catalog("SELECT job FROM bgw_backfill.job WHERE source_oid OPERATOR(pg_catalog.=) $1"
+						" AND flag_column OPERATOR(pg_catalog.=) $2",
+						2, types, values, NULL, SPI_OK_SELECT) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("flag column \"%s\" belongs to job \"%s\"", job->flag_column,
+						SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)),
+				 errhint("Name another flag_column.")));
+}
+
+static Relation
+open_table(Oid relid, const char *what)
+{
+	Relation	rel = try_relation_open(relid, AccessShareLock);
+
+	if (rel == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("%s with OID %u does not exist", what, relid)));
+	return rel;
+}
+
+/*
+ * Check a job that a user wants, and complete it: source_oid, target_oid and
+ * what the user gave are filled in, conditions as he wrote them.
+ */
+void
+bbf_check_job(BbfJob *job)
+{
+	const BbfMode *mode = bbf_mode_lookup(job->mode);
+	Relation	source = open_table(job->source_oid, "source");
+	Relation	target = open_table(job->target_oid, "target");
+
+	bbf_shape_check_table(source, "source");
+	bbf_shape_check_table(target, "target");
+	if (job->source_oid == job->target_oid)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("source and target are the same table"),
+				 errdetail("Both are \"%s\".", RelationGetRelationName(source))));
+	check_owner(job, source, target);
+
+	job->source_schema = get_namespace_name(RelationGetNamespace(source));
+	job->source_name = pstrdup(RelationGetRelationName(source));
+	job->target_schema = get_namespace_name(RelationGetNamespace(target));
+	job->target_name = pstrdup(RelationGetRelationName(target));
+	if (job->name == NULL)
+		job->name = job->source_name;
+	check_name(job, RelationGetNamespace(source));
+	default_keys(job, source, target);
+	if (job->pending_where)
+		job->pending_where = bbf_expr_canonical(job->pending_where, job->source_oid,
+												"pending_where", job->flag_column);
+	if (job->match_where)
+		job->match_where = bbf_expr_canonical(job->match_where, job->target_oid,
+											  "match_where", NULL);
+	(void) bbf_pair_load(job);
+	mode->check(job, source, target);
+	check_flag_is_free(job);
+
+	relation_close(target, AccessShareLock);
+	relation_close(source, AccessShareLock);
+}
+
+/* Triggers of the user's that each row we write would fire. */
+static void
+report_triggers(Relation source)
+{
+	for (int i = 0; source->trigdesc && i < source->trigdesc->numtriggers; i++)
+	{
+		Trigger    *trigger = &source->trigdesc->triggers[i];
+
+		if (!trigger->tgisinternal && TRIGGER_FOR_UPDATE(trigger->tgtype) &&
+			TRIGGER_FOR_ROW(trigger->tgtype) && trigger->tgenabled != TRIGGER_DISABLED)
+			ereport(NOTICE,
+					(errmsg("hazard: trigger \"%s\" of table \"%s\" fires for each row that is written",
+							trigger->tgname, RelationGetRelationName(source)),
+					 errhint("If it raises an error on UPDATE, inserts into the target fail; use mode => 'sidecar' then.")));
+	}
+}
+
+/* Say, as notices, what the job would do. */
+void
+bbf_check_report(const BbfJob *job)
+{
+	const BbfMode *mode = bbf_mode_lookup(job->mode);
+	BbfPair    *pair = bbf_pair_load(job);
+	Relation	source = table_open(pair->source, AccessShareLock);
+	double		source_rows = bbf_shape_estimate_rows(pair->source);
+	double		target_rows = bbf_shape_estimate_rows(pair->target);
+	int			batch_size = bbf_job_setting(job, BBF_BATCH_SIZE);
+
+	ereport(NOTICE, (errmsg("job \"%s\" would run as role \"%s\" in mode \"%s\"",
+							job->name, job->owner, job->mode)));
+	ereport(NOTICE, (errmsg_internal("%s", mode->describe(job, source))));
+	ereport(NOTICE, (errmsg("triggers on %s and %s, view %s and index %s would be created",
+							pair->target_sql, pair->source_sql,
+							quote_qualified_identifier(pair->schema, bbf_job_object(job, "pending")),
+							quote_identifier(bbf_job_object(job, "pending_idx")))));
+	ereport(NOTICE, (errmsg("about %.0f source rows would be walked in about %.0f batches of %d; about %.0f rows would be written",
+							source_rows, Max(1, (source_rows + batch_size - 1) / batch_size), batch_size,
+							pair->target_key_unique ? Max(source_rows - target_rows, 0) : source_rows)));
+	if (job->pending_where)
+		ereport(NOTICE, (errmsg("pending_where: %s", job->pending_where)));
+	if (job->match_where)
+		ereport(NOTICE, (errmsg("match_where: %s", job->match_where)));
+	if (!pair->has_foreign_key)
+		ereport(NOTICE,
+				(errmsg("hazard: no validated, immediate foreign key from %s to %s",
+						pair->target_sql, pair->source_sql),
+				 errdetail("A source row and its target row that two overlapping transactions insert may count as pending until the next sweep.")));
+	report_triggers(source);
+	table_close(source, AccessShareLock);
+}

@@ -1,0 +1,15 @@
+/*
+ * expr.h
+ *		pending_where and match_where.
+ */
+#ifndef BBF_EXPR_H
+#define BBF_EXPR_H
+
+#include "nodes/bitmapset.h"
+
+extern char *bbf_expr_canonical(const char *text, Oid relid, const char *argument,
+								const char *forbidden_column);
+extern char *bbf_expr_deparse(const char *canonical, Oid relid, const char *alias);
+extern Bitmapset *bbf_expr_columns(const char *canonical, Oid relid);
+
+#endif							/* BBF_EXPR_H */

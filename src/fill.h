@@ -1,0 +1,13 @@
+/*
+ * fill.h
+ *		Phase fill.
+ */
+#ifndef BBF_FILL_H
+#define BBF_FILL_H
+
+#include "job.h"
+#include "walk.h"
+
+extern BbfWalkStep bbf_fill_step(BbfJob *job);
+
+#endif							/* BBF_FILL_H */

@@ -1,0 +1,282 @@
+/*
+ * install.c
+ *		Phases install and uninstall, and the check that a worker makes when it
+ *		takes a job.
+ *
+ * One short transaction that touches catalogs only.  Locks: the target first,
+ * then the source, as the application's own foreign-key traffic does; each wait
+ * is bounded, so no query ever queues behind us for longer than lock_timeout,
+ * and the second wait, for which we hold the first lock, for less than it takes
+ * the server to look for a deadlock: we give way, never a writer.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "commands/trigger.h"
+#include "install.h"
+#include "miscadmin.h"
+#include "mode.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "txn.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+static void
+run(const char *sql)
+{
+	bbf_txn_sql(sql, 0, NULL, NULL, NULL, SPI_OK_UTILITY);
+}
+
+static char *
+view_name(const BbfJob *job, const BbfPair *pair)
+{
+	return quote_qualified_identifier(pair->schema, bbf_job_object(job, "pending"));
+}
+
+/*
+ * The view of the pending rows.  A security invoker's: it gives nobody a look
+ * at rows that he could not read himself.
+ */
+char *
+bbf_install_view_sql(const BbfJob *job, const BbfPair *pair)
+{
+	const BbfMode *mode = bbf_mode_lookup(job->mode);
+
+	return psprintf("CREATE OR REPLACE VIEW %s WITH (security_invoker = true) AS SELECT s.%s%s%s %s",
+					view_name(job, pair), pair->source_key,
+					pair->group_by ? ", s." : "", pair->group_by ? pair->group_by : "",
+					mode->pending_from(job, pair));
+}
+
+/* Is one of our triggers there as it should be? */
+static bool
+trigger_is_there(const BbfTriggerDef *def, const char *job)
+{
+	Relation	rel = table_open(def->relid, AccessShareLock);
+	bool		found = false;
+
+	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	{
+		Trigger    *trigger = &rel->trigdesc->triggers[i];
+
+		if (strcmp(trigger->tgname, def->name) == 0)
+			found = trigger->tgenabled == def->enabled && trigger->tgnargs > 0 &&
+				strcmp(trigger->tgargs[0], job) == 0;
+	}
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/* Does the trigger run a function of this extension for this job? */
+static bool
+trigger_is_ours(const Trigger *trigger, const char *job)
+{
+	return !trigger->tgisinternal && trigger->tgnargs > 0 &&
+		strcmp(trigger->tgargs[0], job) == 0 &&
+		get_func_namespace(trigger->tgfoid) == get_namespace_oid("bgw_backfill", true);
+}
+
+/* Drop our triggers of a table, or only those that a list no longer has. */
+static void
+drop_triggers(const BbfJob *job, Oid relid, const char *table_sql, List *keep)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	List	   *drop = NIL;
+	ListCell   *lc;
+
+	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	{
+		bool		kept = false;
+
+		if (!trigger_is_ours(&rel->trigdesc->triggers[i], job->name))
+			continue;
+		foreach(lc, keep)
+		{
+			BbfTriggerDef *def = lfirst(lc);
+
+			kept = kept || (def->relid == relid &&
+							strcmp(def->name, rel->trigdesc->triggers[i].tgname) == 0);
+		}
+		if (!kept)
+			drop = lappend(drop, pstrdup(rel->trigdesc->triggers[i].tgname));
+	}
+	table_close(rel, NoLock);
+	foreach(lc, drop)
+		run(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(lc)), table_sql));
+}
+
+/* Make a trigger that is missing or not as it should be. */
+static void
+make_trigger(const BbfTriggerDef *def, const BbfJob *job, const BbfPair *pair)
+{
+	const char *table = def->relid == pair->source ? pair->source_sql : pair->target_sql;
+
+	if (trigger_is_there(def, job->name))
+		return;
+	run(psprintf("DROP TRIGGER IF EXISTS %s ON %s", quote_identifier(def->name), table));
+	run(def->sql);
+	if (def->enabled != TRIGGER_FIRES_ON_ORIGIN)
+		run(psprintf("ALTER TABLE %s ENABLE %s TRIGGER %s", table,
+					 def->enabled == TRIGGER_FIRES_ON_REPLICA ? "REPLICA" : "ALWAYS",
+					 quote_identifier(def->name)));
+}
+
+/* The view's OID; an error if something else has its name. */
+static Oid
+find_view(const BbfJob *job, const BbfPair *pair)
+{
+	Oid			view = get_relname_relid(bbf_job_object(job, "pending"),
+										 get_namespace_oid(pair->schema, false));
+
+	if (OidIsValid(view) && get_rel_relkind(view) != RELKIND_VIEW)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("relation \"%s\" is in the way of the view of pending rows",
+						bbf_job_object(job, "pending")),
+				 errhint("Rename it, then use bgw_backfill.resume('%s').", job->name)));
+	return view;
+}
+
+/* Everything of a job must belong to one role: the one we are. */
+static void
+check_owners(const BbfJob *job, const BbfPair *pair)
+{
+	Oid			view = find_view(job, pair);
+	const char *what = NULL;
+
+	if (bbf_pair_owner(pair->source) != GetUserId())
+		what = "source";
+	else if (bbf_pair_owner(pair->target) != GetUserId())
+		what = "target";
+	else if (OidIsValid(view) && bbf_pair_owner(view) != GetUserId())
+		what = "view of pending rows";
+	if (what)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s of job \"%s\" does not belong to role \"%s\"",
+						what, job->name, GetUserNameFromId(GetUserId(), false)),
+				 errdetail("Source, target and view must have the same owner."),
+				 errhint("Use ALTER ... OWNER TO, then bgw_backfill.resume('%s').", job->name)));
+}
+
+/* Lock a table, waiting no longer than that. */
+static void
+lock_table(const char *table_sql, LOCKMODE mode, int timeout_ms)
+{
+	bbf_txn_lock_timeout(timeout_ms);
+	run(psprintf("LOCK TABLE ONLY %s IN %s MODE", table_sql,
+				 mode == AccessExclusiveLock ? "ACCESS EXCLUSIVE" : "SHARE ROW EXCLUSIVE"));
+}
+
+/* Both tables, in the order that everybody takes them. */
+static void
+lock_both(const BbfJob *job, const BbfPair *pair, LOCKMODE source_mode)
+{
+	int			timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
+
+	lock_table(pair->target_sql, ShareRowExclusiveLock, Max(timeout / 2, 1));
+	lock_table(pair->source_sql, source_mode, Max(Min(timeout, DeadlockTimeout) / 2, 1));
+}
+
+/*
+ * Make everything of the job that is not there, and go on to the fill.  Called
+ * in a transaction; may be called again at any time.
+ */
+void
+bbf_install_run(BbfJob *job)
+{
+	const BbfMode *mode = bbf_mode_lookup(job->mode);
+	BbfPair    *pair = bbf_pair_load(job);
+	List	   *triggers;
+	ListCell   *lc;
+
+	check_owners(job, pair);
+	lock_both(job, pair, mode->source_lock(job, pair));
+	pair = bbf_pair_load(job);	/* what was read before the locks is a guess */
+	check_owners(job, pair);
+
+	mode->install(job, pair);
+	triggers = mode->triggers(job, pair);
+	drop_triggers(job, pair->target, pair->target_sql, triggers);
+	drop_triggers(job, pair->source, pair->source_sql, triggers);
+	foreach(lc, triggers)
+		make_trigger(lfirst(lc), job, pair);
+	run(bbf_install_view_sql(job, pair));
+	run(psprintf("COMMENT ON VIEW %s IS %s", view_name(job, pair),
+				 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))));
+
+	bbf_job_rename(job, pair->source, pair->target);
+	bbf_job_enter_phase(job, BBF_PHASE_FILL);
+}
+
+/*
+ * Is the installation as it should be?  If not, puts the job back to phase
+ * install, which repairs what is missing, and returns false.  An error for what
+ * cannot be repaired.
+ */
+bool
+bbf_install_check(BbfJob *job)
+{
+	const BbfMode *mode = bbf_mode_lookup(job->mode);
+	BbfPair    *pair = bbf_pair_load(job);
+	char	   *missing;
+	ListCell   *lc;
+
+	check_owners(job, pair);
+	bbf_job_rename(job, pair->source, pair->target);
+	missing = mode->missing(job, pair);
+	if (missing == NULL)
+	{
+		foreach(lc, mode->triggers(job, pair))
+		{
+			BbfTriggerDef *def = lfirst(lc);
+
+			if (!trigger_is_there(def, job->name))
+				missing = psprintf("trigger \"%s\"", def->name);
+		}
+	}
+	if (missing == NULL && !OidIsValid(find_view(job, pair)))
+		missing = psprintf("view \"%s\"", bbf_job_object(job, "pending"));
+	if (missing == NULL)
+		return true;
+
+	ereport(LOG,
+			(errmsg("job \"%s\": %s is missing or altered, repairing", job->name, missing)));
+	bbf_job_enter_phase(job, BBF_PHASE_INSTALL);
+	return false;
+}
+
+/*
+ * Drop what install made, and forget the job.  Called in a transaction.  A
+ * table that is gone has taken its objects with it.
+ */
+void
+bbf_install_undo(BbfJob *job)
+{
+	const BbfMode *mode = bbf_mode_lookup(job->mode);
+	BbfPair    *pair = bbf_pair_tables(job);
+	int			timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
+
+	if (OidIsValid(pair->target))
+	{
+		lock_table(pair->target_sql, ShareRowExclusiveLock, Max(timeout / 2, 1));
+		drop_triggers(job, pair->target, pair->target_sql, NIL);
+	}
+	if (OidIsValid(pair->source))
+	{
+		lock_table(pair->source_sql, job->drop_objects ? AccessExclusiveLock : ShareRowExclusiveLock,
+				   Max(Min(timeout, DeadlockTimeout) / 2, 1));
+		drop_triggers(job, pair->source, pair->source_sql, NIL);
+		if (job->drop_objects && OidIsValid(find_view(job, pair)))
+			run(psprintf("DROP VIEW %s", view_name(job, pair)));
+		if (job->drop_objects)
+			mode->uninstall(job, pair);
+	}
+	bbf_job_delete(job->name);
+}

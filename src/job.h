@@ -1,0 +1,124 @@
+/*
+ * job.h
+ *		A job: its configuration and its state.
+ */
+#ifndef BBF_JOB_H
+#define BBF_JOB_H
+
+#include "datatype/timestamp.h"
+#include "guc.h"
+#include "nodes/pg_list.h"
+
+/* "<job>_sidecar_idx" must be a name */
+#define BBF_MAX_JOB_NAME 51
+
+/* in the order that a job goes through them; uninstall comes at any time */
+typedef enum BbfPhase
+{
+	BBF_PHASE_INSTALL,
+	BBF_PHASE_FILL,
+	BBF_PHASE_INDEX,
+	BBF_PHASE_VERIFY,
+	BBF_PHASE_LIVE,
+	BBF_PHASE_UNINSTALL
+} BbfPhase;
+
+typedef enum BbfHealth
+{
+	BBF_HEALTH_OK,
+	BBF_HEALTH_FAILED,
+	BBF_HEALTH_HELD
+} BbfHealth;
+
+typedef struct BbfJob
+{
+	/* configuration: table job */
+	char	   *name;
+	char	   *owner;
+	Oid			database_oid;
+	int64		system_id;
+	Oid			source_oid;
+	Oid			target_oid;
+	char	   *source_schema;
+	char	   *source_name;
+	char	   *target_schema;
+	char	   *target_name;
+	char	   *mode;
+	char	   *source_key;
+	char	   *target_key;
+	char	   *flag_column;
+	char	   *pending_where;	/* canonical text, or NULL */
+	char	   *match_where;
+	char	   *group_by;
+	char	   *settings;		/* "name=value,...", or NULL */
+	bool		paused;
+	bool		uninstall;
+	bool		drop_objects;
+	int64		verify_requests;
+
+	/* progress: table job_state */
+	BbfPhase	phase;
+	int64		generation;
+	BbfHealth	health;
+	bool		flag_added;		/* the flag column is ours */
+	char	   *cursor;			/* NULL: at the start */
+	char	   *high_mark;		/* NULL: no walk is under way */
+	int64		rows_done;
+	int64		rows_total;
+	int32		batch_size;		/* current one; 0: the setting's */
+	double		rows_per_second;
+	TimestampTz phase_started_at;
+	TimestampTz live_since;
+	TimestampTz verified_at;
+	int64		sweep_request;	/* the verify request that is being served */
+	TimestampTz sweep_started_at;	/* 0: no sweep is under way */
+	int64		sweep_mismatches;
+	TimestampTz scan_at;
+	int64		scan_cycle;
+	char	   *scan_group;		/* where the next scan begins; NULL: at the start */
+	int32		retries;
+	TimestampTz retry_at;
+} BbfJob;
+
+/* what a batch has done */
+typedef struct BbfBatch
+{
+	const char *cursor;			/* the key range's end */
+	int64		rows;			/* source rows it covered */
+	int64		changed;		/* rows written */
+	double		ms;
+	int32		next_size;		/* batch size from now on */
+} BbfBatch;
+
+extern BbfJob *bbf_job_load(const char *name);
+extern List *bbf_job_names(void);
+extern const char *bbf_job_phase_name(BbfPhase phase);
+extern bool bbf_job_phase_from_name(const char *name, BbfPhase *phase);
+extern int	bbf_job_setting(const BbfJob *job, BbfSetting setting);
+extern bool bbf_job_same_place(const BbfJob *job);
+extern Oid	bbf_job_source(const BbfJob *job);
+extern Oid	bbf_job_target(const BbfJob *job);
+extern char *bbf_job_object(const BbfJob *job, const char *suffix);
+extern TimestampTz bbf_job_next_due(const BbfJob *job);
+
+extern bool bbf_job_enter_phase(BbfJob *job, BbfPhase phase);
+extern bool bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total);
+extern bool bbf_job_save_batch(BbfJob *job, const BbfBatch *batch, bool sweep);
+extern void bbf_job_end_sweep(BbfJob *job);
+extern void bbf_job_end_fill(BbfJob *job);
+extern void bbf_job_set_flag_added(BbfJob *job, bool added);
+extern void bbf_job_set_batch_size(BbfJob *job, int32 size);
+extern void bbf_job_rename(BbfJob *job, Oid source, Oid target);
+extern void bbf_job_record_error(const char *name, const char *message, BbfHealth health,
+								 const char *waiting_for, int64 delay_ms);
+extern void bbf_job_clear_retries(BbfJob *job);
+extern void bbf_job_set_well(const char *name);
+extern void bbf_job_restart_fill(const char *name);
+extern void bbf_job_delete(const char *name);
+
+/* rows that a batch had to skip */
+extern void bbf_job_skip(const BbfJob *job, const char *key);
+extern char *bbf_job_next_skipped(const BbfJob *job);
+extern void bbf_job_unskip(const BbfJob *job, const char *key);
+
+#endif							/* BBF_JOB_H */

@@ -1,0 +1,492 @@
+/*
+ * launcher.c
+ *		The launcher: starts a scheduler in each database in which something may
+ *		be due, and a worker for each owner whose jobs a scheduler found due.
+ *
+ * It is connected to no database: it reads pg_database, which is shared, and
+ * nothing else.  It sleeps on its latch until a job changes, a process leaves,
+ * or the next thing is due.
+ *
+ * Databases are found, not configured: each is looked at once by a scheduler,
+ * which says whether the extension is there.  After that only a change of a job
+ * or a due date brings a scheduler back, so a database without the extension
+ * costs nothing.  pg_database is read again every minute: a database that was
+ * made from a template with jobs in it wakes nobody.
+ *
+ * A process that was registered and did not come to attach to its slot, or that
+ * left it without saying goodbye, is noticed here; its database is looked at
+ * again after a while, never at once, so that nothing loops hot.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "guc.h"
+#include "launcher.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/procarray.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#define LOOK_AT_DATABASES_MS	(60 * 1000)
+#define COME_BACK_AFTER_MS		5000	/* to a database whose process was lost */
+#define ATTACH_WITHIN_MS		(30 * 1000)
+#define NO_SLOTS_RETRY_MS		1000
+
+typedef struct KnownDatabase
+{
+	Oid			datid;			/* hash key */
+	bool		seen;
+} KnownDatabase;
+
+static HTAB *known = NULL;
+static BackgroundWorkerHandle *handles[BBF_MAX_SLOTS];
+
+/* Register the launcher with the postmaster. */
+void
+bbf_launcher_register(void)
+{
+	BackgroundWorker worker = {0};
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 1;
+	snprintf(worker.bgw_library_name, BGW_MAXLEN, "bgw_backfill");
+	snprintf(worker.bgw_function_name, BGW_MAXLEN, "bbf_launcher_main");
+	snprintf(worker.bgw_name, BGW_MAXLEN, "bgw_backfill launcher");
+	snprintf(worker.bgw_type, BGW_MAXLEN, "bgw_backfill launcher");
+	RegisterBackgroundWorker(&worker);
+}
+
+/*
+ * The beginning of a launched process: take the slot that the launcher chose.
+ * NULL if the launcher has given up on us meanwhile.
+ */
+BbfSlot *
+bbf_launcher_attach(Datum main_arg, BbfLaunch *launch)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	memcpy(launch, MyBgworkerEntry->bgw_extra, sizeof(BbfLaunch));
+	return bbf_shmem_attach(DatumGetInt32(main_arg), launch->generation);
+}
+
+static void
+leave(int code, Datum arg)
+{
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	if (bbf_shared->launcher_pid == MyProcPid)
+	{
+		bbf_shared->launcher_pid = 0;
+		bbf_shared->launcher_latch = NULL;
+	}
+	LWLockRelease(bbf_shared->lock);
+}
+
+/* Read pg_database: have a look at new ones, forget those that are gone. */
+static void
+look_at_databases(void)
+{
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+	HASH_SEQ_STATUS status;
+	KnownDatabase *db;
+
+	hash_seq_init(&status, known);
+	while ((db = hash_seq_search(&status)) != NULL)
+		db->seen = false;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+		bool		found;
+
+		if (!form->datallowconn || form->datistemplate)
+			continue;
+		db = hash_search(known, &form->oid, HASH_ENTER, &found);
+		db->seen = true;
+		if (!found)
+			bbf_shmem_wake(form->oid);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+
+	hash_seq_init(&status, known);
+	while ((db = hash_seq_search(&status)) != NULL)
+	{
+		if (!db->seen)
+		{
+			Oid			gone = db->datid;
+
+			hash_search(known, &gone, HASH_REMOVE, NULL);
+			bbf_shmem_forget_database(gone);
+		}
+	}
+
+	/* prepared transactions may have been committed */
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < BBF_MAX_DATABASES; i++)
+	{
+		if (bbf_shared->databases[i].recheck)
+			bbf_shared->databases[i].dirty = true;
+	}
+	LWLockRelease(bbf_shared->lock);
+}
+
+/* Look at every database that we know of: settings may have changed. */
+static void
+mark_all_dirty(void)
+{
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < BBF_MAX_DATABASES; i++)
+	{
+		if (OidIsValid(bbf_shared->databases[i].datid))
+			bbf_shared->databases[i].dirty = true;
+	}
+	LWLockRelease(bbf_shared->lock);
+}
+
+/* Come back to a database after a while.  The lock is held. */
+static void
+come_back_later(Oid datid)
+{
+	TimestampTz when = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), COME_BACK_AFTER_MS);
+
+	for (int i = 0; i < BBF_MAX_DATABASES; i++)
+	{
+		BbfDatabase *db = &bbf_shared->databases[i];
+
+		if (db->datid == datid && (db->next_due == 0 || db->next_due > when))
+			db->next_due = when;
+	}
+}
+
+/* Has a slot's process gone?  The lock is held. */
+static bool
+is_lost(int slotno)
+{
+	BbfSlot    *slot = &bbf_shared->slots[slotno];
+	pid_t		pid;
+
+	if (handles[slotno])
+		return GetBackgroundWorkerPid(handles[slotno], &pid) == BGWH_STOPPED;
+
+	/* launched by a launcher before us */
+	if (slot->pid != 0)
+		return BackendPidGetProc(slot->pid) == NULL;
+	return TimestampDifferenceExceeds(slot->launched_at, GetCurrentTimestamp(), ATTACH_WITHIN_MS);
+}
+
+/* Free the slots of processes that have left or were lost. */
+static void
+reap(void)
+{
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < BBF_MAX_SLOTS; i++)
+	{
+		BbfSlot    *slot = &bbf_shared->slots[i];
+
+		if (slot->kind == BBF_SLOT_FREE || !(slot->exited || is_lost(i)))
+			continue;
+		if (!slot->clean)
+			come_back_later(slot->datid);
+		slot->kind = BBF_SLOT_FREE;
+		slot->pid = 0;
+		slot->latch = NULL;
+		if (handles[i])
+			pfree(handles[i]);
+		handles[i] = NULL;
+	}
+	/* a backend that was to undrain a database may have died */
+	for (int i = 0; i < BBF_MAX_DATABASES; i++)
+	{
+		BbfDatabase *db = &bbf_shared->databases[i];
+
+		if (db->drained_by != 0 && BackendPidGetProc(db->drained_by) == NULL)
+			db->drained_by = 0;
+	}
+	LWLockRelease(bbf_shared->lock);
+}
+
+/* Reserve a slot.  The lock is held.  -1: none is free. */
+static int
+reserve_slot(BbfSlotKind kind, Oid datid, Oid owner)
+{
+	for (int i = 0; i < BBF_MAX_SLOTS; i++)
+	{
+		BbfSlot    *slot = &bbf_shared->slots[i];
+		uint64		generation = slot->generation + 1;
+
+		if (slot->kind != BBF_SLOT_FREE)
+			continue;
+		memset(slot, 0, sizeof(*slot));
+		slot->kind = kind;
+		slot->generation = generation;
+		slot->datid = datid;
+		slot->owner = owner;
+		slot->launched_at = GetCurrentTimestamp();
+		return i;
+	}
+	return -1;
+}
+
+/* max_worker_processes is used up: say so once, until it is over. */
+static void
+report_no_slots(bool none)
+{
+	bool		news = none && bbf_shared->no_slots_since == 0;
+
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	if (!none)
+		bbf_shared->no_slots_since = 0;
+	else if (news)
+		bbf_shared->no_slots_since = GetCurrentTimestamp();
+	LWLockRelease(bbf_shared->lock);
+	if (news)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("bgw_backfill found no free background worker slot"),
+				 errdetail("Jobs wait until one is free."),
+				 errhint("Consider increasing max_worker_processes.")));
+}
+
+/* Launch a scheduler or a worker.  False: it could not be. */
+static bool
+launch(BbfSlotKind kind, Oid datid, Oid owner)
+{
+	const char *what = kind == BBF_SLOT_WORKER ? "worker" : "scheduler";
+	BackgroundWorker worker = {0};
+	BbfLaunch	extra = {.datid = datid, .owner = owner};
+	MemoryContext old;
+	int			slotno;
+	bool		registered;
+
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	slotno = reserve_slot(kind, datid, owner);
+	if (slotno >= 0)
+		extra.generation = bbf_shared->slots[slotno].generation;
+	LWLockRelease(bbf_shared->lock);
+	if (slotno < 0)
+		return false;
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_notify_pid = MyProcPid;
+	worker.bgw_main_arg = Int32GetDatum(slotno);
+	snprintf(worker.bgw_library_name, BGW_MAXLEN, "bgw_backfill");
+	snprintf(worker.bgw_function_name, BGW_MAXLEN, "bbf_%s_main", what);
+	snprintf(worker.bgw_name, BGW_MAXLEN, "bgw_backfill %s for database %u", what, datid);
+	snprintf(worker.bgw_type, BGW_MAXLEN, "bgw_backfill %s", what);
+	memcpy(worker.bgw_extra, &extra, sizeof(extra));
+
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	registered = RegisterDynamicBackgroundWorker(&worker, &handles[slotno]);
+	MemoryContextSwitchTo(old);
+	if (!registered)
+	{
+		LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+		bbf_shared->slots[slotno].kind = BBF_SLOT_FREE;
+		LWLockRelease(bbf_shared->lock);
+		handles[slotno] = NULL;
+	}
+	report_no_slots(!registered);
+	return registered;
+}
+
+/* The processes of a kind, in all databases or one.  The lock is held. */
+static int
+count_processes(BbfSlotKind kind, Oid datid, Oid owner)
+{
+	int			n = 0;
+
+	for (int i = 0; i < BBF_MAX_SLOTS; i++)
+	{
+		BbfSlot    *slot = &bbf_shared->slots[i];
+
+		if (slot->kind == kind && (!OidIsValid(datid) || slot->datid == datid) &&
+			(!OidIsValid(owner) || slot->owner == owner))
+			n++;
+	}
+	return n;
+}
+
+/* A database that a scheduler should look at now, or InvalidOid. */
+static Oid
+take_due_database(TimestampTz now)
+{
+	Oid			result = InvalidOid;
+
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	if (count_processes(BBF_SLOT_SCHEDULER, InvalidOid, InvalidOid) < BBF_MAX_SCHEDULERS)
+	{
+		for (int i = 0; i < BBF_MAX_DATABASES && !OidIsValid(result); i++)
+		{
+			BbfDatabase *db = &bbf_shared->databases[i];
+
+			if (!OidIsValid(db->datid) || db->drained_by != 0 ||
+				!(db->dirty || (db->next_due != 0 && db->next_due <= now)) ||
+				count_processes(BBF_SLOT_SCHEDULER, db->datid, InvalidOid) > 0)
+				continue;
+			db->dirty = false;
+			db->next_due = 0;
+			result = db->datid;
+		}
+	}
+	LWLockRelease(bbf_shared->lock);
+	return result;
+}
+
+static bool
+is_drained(Oid datid)
+{
+	for (int i = 0; i < BBF_MAX_DATABASES; i++)
+	{
+		if (bbf_shared->databases[i].datid == datid)
+			return bbf_shared->databases[i].drained_by != 0;
+	}
+	return false;
+}
+
+/*
+ * An owner who should have a worker now.  One who has one already stays on the
+ * list until that has exited: it may have made up its mind to before the job
+ * became due.
+ */
+static bool
+take_due_owner(BbfDue *result)
+{
+	bool		found = false;
+
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	if (count_processes(BBF_SLOT_WORKER, InvalidOid, InvalidOid) < bbf_guc_server_value(BBF_MAX_WORKERS))
+	{
+		for (int i = 0; i < bbf_shared->ndue && !found; i++)
+		{
+			BbfDue	   *due = &bbf_shared->due[i];
+
+			if (is_drained(due->datid) ||
+				count_processes(BBF_SLOT_WORKER, due->datid, due->owner) > 0)
+				continue;
+			*result = *due;
+			found = true;
+			memmove(due, due + 1, sizeof(BbfDue) * (bbf_shared->ndue - i - 1));
+			bbf_shared->ndue--;
+		}
+	}
+	LWLockRelease(bbf_shared->lock);
+	return found;
+}
+
+/* Start what is due.  False if a process could not be started. */
+static bool
+start_due(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	BbfDue		due;
+	Oid			datid;
+
+	while (OidIsValid(datid = take_due_database(now)))
+	{
+		if (!launch(BBF_SLOT_SCHEDULER, datid, InvalidOid))
+		{
+			bbf_shmem_set_next_due(datid, TimestampTzPlusMilliseconds(now, NO_SLOTS_RETRY_MS));
+			return false;
+		}
+	}
+	while (take_due_owner(&due))
+	{
+		if (!launch(BBF_SLOT_WORKER, due.datid, due.owner))
+		{
+			bbf_shmem_add_due(due.datid, due.owner);
+			return false;
+		}
+	}
+	return true;
+}
+
+/* How long until something is due, at most until_ms. */
+static long
+time_to_sleep(long until_ms)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	LWLockAcquire(bbf_shared->lock, LW_SHARED);
+	for (int i = 0; i < BBF_MAX_DATABASES; i++)
+	{
+		BbfDatabase *db = &bbf_shared->databases[i];
+
+		if (OidIsValid(db->datid) && db->drained_by == 0 && db->next_due != 0)
+			until_ms = Min(until_ms, TimestampDifferenceMilliseconds(now, db->next_due));
+	}
+	LWLockRelease(bbf_shared->lock);
+	return Max(until_ms, 1);
+}
+
+/* The launcher's main function. */
+void
+bbf_launcher_main(Datum main_arg)
+{
+	HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(KnownDatabase)};
+	TimestampTz looked_at = 0;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+
+	before_shmem_exit(leave, (Datum) 0);
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	bbf_shared->launcher_pid = MyProcPid;
+	bbf_shared->launcher_latch = MyLatch;
+	LWLockRelease(bbf_shared->lock);
+	known = hash_create("bgw_backfill databases", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	pgstat_report_activity(STATE_IDLE, NULL);
+
+	for (;;)
+	{
+		long		sleep_ms = LOOK_AT_DATABASES_MS;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			mark_all_dirty();
+		}
+
+		reap();
+		if (bbf_guc_enabled)
+		{
+			if (TimestampDifferenceExceeds(looked_at, GetCurrentTimestamp(), LOOK_AT_DATABASES_MS))
+			{
+				look_at_databases();
+				looked_at = GetCurrentTimestamp();
+			}
+			sleep_ms = start_due() ? time_to_sleep(LOOK_AT_DATABASES_MS) : NO_SLOTS_RETRY_MS;
+		}
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 sleep_ms, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+}

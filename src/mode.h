@@ -1,0 +1,74 @@
+/*
+ * mode.h
+ *		What a mode must offer.  A phase knows no mode by name; a mode knows
+ *		nothing of workers.
+ *
+ * All SQL that a mode gives has the source as "s" and the target as "m".
+ */
+#ifndef BBF_MODE_H
+#define BBF_MODE_H
+
+#include "job.h"
+#include "pair.h"
+
+/* a trigger that a mode needs */
+typedef struct BbfTriggerDef
+{
+	char	   *name;
+	Oid			relid;
+	char		enabled;		/* as pg_trigger.tgenabled */
+	char	   *sql;			/* CREATE TRIGGER */
+} BbfTriggerDef;
+
+typedef struct BbfMode
+{
+	const char *name;
+
+	/* track(): raise an error for what this mode cannot work with */
+	void		(*check) (const BbfJob *job, Relation source, Relation target);
+
+	/* track(dry_run): one line on what install would do */
+	char	   *(*describe) (const BbfJob *job, Relation source);
+
+	/* what of the installation is not there or not right; NULL: all is well */
+	char	   *(*missing) (const BbfJob *job, const BbfPair *pair);
+
+	/* the triggers it needs, as a list of BbfTriggerDef */
+	List	   *(*triggers) (const BbfJob *job, const BbfPair *pair);
+
+	/* the lock that install needs on the source */
+	LOCKMODE	(*source_lock) (const BbfJob *job, const BbfPair *pair);
+
+	/* make what is missing but the triggers; both tables are locked */
+	void		(*install) (BbfJob *job, const BbfPair *pair);
+
+	/* drop it again, but for the triggers, which the phase drops */
+	void		(*uninstall) (const BbfJob *job, const BbfPair *pair);
+
+	/* after the fill, in transactions of its own; false: fill again */
+	bool		(*finish_fill) (BbfJob *job);
+
+	/* the batch, in three statements; see walk.c */
+	char	   *(*candidates) (const BbfJob *job, const BbfPair *pair, bool sweep, bool bounded);
+	char	   *(*lock) (const BbfJob *job, const BbfPair *pair, bool by_key);
+	char	   *(*decide) (const BbfJob *job, const BbfPair *pair);
+	char	   *(*undecided) (const BbfJob *job, const BbfPair *pair);
+
+	/* the triggers, in two statements each; see trigger.c */
+	char	   *(*target_lock) (const BbfJob *job, const BbfPair *pair);
+	char	   *(*target_settle) (const BbfJob *job, const BbfPair *pair);
+	char	   *(*source_lock_matches) (const BbfJob *job, const BbfPair *pair);
+	char	   *(*source_settle) (const BbfJob *job, const BbfPair *pair);
+
+	/* the pending rows: "FROM .. WHERE .." with the source's columns as s */
+	char	   *(*pending_from) (const BbfJob *job, const BbfPair *pair);
+
+	/* the index that the pending rows are read from: "ON .. (..) WHERE .." */
+	char	   *(*pending_index) (const BbfJob *job, const BbfPair *pair);
+} BbfMode;
+
+extern const BbfMode bbf_mode_column;
+
+extern const BbfMode *bbf_mode_lookup(const char *name);
+
+#endif							/* BBF_MODE_H */

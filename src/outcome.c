@@ -1,0 +1,171 @@
+/*
+ * outcome.c
+ *		What becomes of a job after a step that did not go well: again at once
+ *		and smaller, again later, or never until somebody resumes it.
+ *
+ * Everything is recorded in a transaction of its own, after the failed one has
+ * been undone.
+ */
+#include "postgres.h"
+
+#include "job.h"
+#include "outcome.h"
+#include "scan.h"
+#include "throttle.h"
+#include "txn.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+/* failures in a row of an error that might go away, before the job is failed */
+#define MAX_RETRIES 5
+
+static bool in_scan = false;
+
+/* The step is a pending scan, whose running out of time is no error. */
+void
+bbf_outcome_in_scan(bool on)
+{
+	in_scan = on;
+}
+
+typedef enum Verdict
+{
+	WAIT,						/* somebody holds a lock: not an error */
+	HALVE,						/* statement_timeout */
+	RETRY,						/* as long as it takes */
+	RETRY_OR_FAIL,				/* a few times */
+	FAIL						/* trying again changes nothing */
+} Verdict;
+
+static Verdict
+judge(const ErrorData *edata, bool timed_out)
+{
+	switch (edata->sqlerrcode)
+	{
+		case ERRCODE_LOCK_NOT_AVAILABLE:
+			return WAIT;
+		case ERRCODE_QUERY_CANCELED:
+			return timed_out ? HALVE : RETRY;
+		case ERRCODE_UNDEFINED_TABLE:
+		case ERRCODE_UNDEFINED_COLUMN:
+		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+		case ERRCODE_FEATURE_NOT_SUPPORTED:
+		case ERRCODE_DUPLICATE_OBJECT:
+		case ERRCODE_DATATYPE_MISMATCH:
+		case ERRCODE_COLLATION_MISMATCH:
+		case ERRCODE_INSUFFICIENT_PRIVILEGE:
+		case ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST:
+			return FAIL;
+	}
+	switch (ERRCODE_TO_CATEGORY(edata->sqlerrcode))
+	{
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_OPERATOR_INTERVENTION:
+			return RETRY;
+	}
+	return RETRY_OR_FAIL;
+}
+
+/* An error as one text: message, detail, hint, context. */
+static char *
+describe(const ErrorData *edata)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	appendStringInfoString(&text, edata->message);
+	if (edata->detail)
+		appendStringInfo(&text, " (%s)", edata->detail);
+	if (edata->hint)
+		appendStringInfo(&text, " Hint: %s", edata->hint);
+	return text.data;
+}
+
+/* Record the verdict; returns when the job is due again. */
+static TimestampTz
+record(BbfJob *job, const ErrorData *edata, Verdict verdict)
+{
+	int64		delay = bbf_throttle_retry_delay(job->retries);
+	BbfHealth	health = BBF_HEALTH_OK;
+	int32		size = bbf_throttle_batch_size(job);
+
+	if (verdict == FAIL || (verdict == RETRY_OR_FAIL && job->retries + 1 >= MAX_RETRIES))
+		health = BBF_HEALTH_FAILED;
+	if (verdict == HALVE && job->phase != BBF_PHASE_INDEX)
+	{
+		bbf_job_set_batch_size(job, Max(size / 2, 1));
+		if (size > 1)
+			delay = 0;
+	}
+	if (verdict == WAIT)
+		bbf_job_record_error(job->name, NULL, health, "a lock", delay);
+	else
+		bbf_job_record_error(job->name, describe(edata), health, NULL, delay);
+	return health == BBF_HEALTH_OK ?
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay) : 0;
+}
+
+/* Tell the server log: once for a job that fails, quietly while it waits. */
+static void
+log_error(const char *job_name, const ErrorData *edata, Verdict verdict)
+{
+	ereport(verdict == WAIT ? DEBUG1 : LOG,
+			(errcode(edata->sqlerrcode),
+			 errmsg("job \"%s\": %s", job_name, edata->message),
+			 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
+			 edata->hint ? errhint("%s", edata->hint) : 0,
+			 edata->context ? errcontext_msg("%s", edata->context) : 0));
+}
+
+/*
+ * A step ended in an error, which has been copied and flushed.  Undoes its
+ * transaction, records what becomes of the job, and returns when it is due
+ * again; 0: not until somebody resumes it.
+ */
+TimestampTz
+bbf_outcome_of_error(const char *job_name, ErrorData *edata)
+{
+	MemoryContext context = CurrentMemoryContext;
+	bool		timed_out = bbf_txn_timed_out();
+	bool		scan = in_scan;
+	Verdict		verdict = judge(edata, timed_out);
+	BbfJob	   *job;
+	TimestampTz due = 0;
+
+	in_scan = false;
+	bbf_txn_abort();
+	MemoryContextSwitchTo(context);
+
+	if (!bbf_txn_begin())
+		return 0;
+	MemoryContextSwitchTo(context);
+	job = bbf_job_load(job_name);
+	if (job == NULL)
+		 /* untracked meanwhile */ ;
+	else if (scan && verdict == HALVE)
+	{
+		bbf_scan_record_skip(job);
+		due = GetCurrentTimestamp();
+	}
+	else if (job->paused && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		 /* pause() cancelled it */ ;
+	else
+	{
+		log_error(job_name, edata, verdict);
+		due = record(job, edata, verdict);
+	}
+	bbf_txn_commit();
+	MemoryContextSwitchTo(context);
+	return due;
+}
+
+/* The job waits for something that is nobody's error. */
+void
+bbf_outcome_wait(const char *job_name, const char *waiting_for, int64 delay_ms)
+{
+	if (!bbf_txn_begin())
+		return;
+	bbf_job_record_error(job_name, NULL, BBF_HEALTH_OK, waiting_for, delay_ms);
+	bbf_txn_commit();
+}

@@ -1,0 +1,14 @@
+/*
+ * outcome.h
+ *		What becomes of a job after a step that did not go well.
+ */
+#ifndef BBF_OUTCOME_H
+#define BBF_OUTCOME_H
+
+#include "datatype/timestamp.h"
+
+extern void bbf_outcome_in_scan(bool on);
+extern TimestampTz bbf_outcome_of_error(const char *job_name, ErrorData *edata);
+extern void bbf_outcome_wait(const char *job_name, const char *waiting_for, int64 delay_ms);
+
+#endif							/* BBF_OUTCOME_H */

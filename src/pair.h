@@ -1,0 +1,53 @@
+/*
+ * pair.h
+ *		The two tables of a job as the catalogs have them now.
+ */
+#ifndef BBF_PAIR_H
+#define BBF_PAIR_H
+
+#include "access/stratnum.h"
+#include "job.h"
+#include "utils/rel.h"
+
+typedef struct BbfPair
+{
+	Oid			source;
+	Oid			target;
+	Oid			owner;			/* of the source */
+	char	   *source_sql;		/* quoted, with its schema */
+	char	   *target_sql;
+	char	   *schema;			/* the source's, not quoted */
+
+	AttrNumber	source_key_att;
+	AttrNumber	target_key_att;
+	AttrNumber	group_att;		/* 0: no group column */
+	char	   *source_key;		/* quoted */
+	char	   *target_key;
+	char	   *group_by;		/* NULL: none */
+
+	Oid			key_type;		/* base type of the source key */
+	Oid			target_key_type;	/* base type of the target key */
+	Oid			group_type;
+	Oid			key_collation;
+	char	   *key_op[BTMaxStrategyNumber + 1];	/* source key OP key */
+	char	   *target_key_op[BTMaxStrategyNumber + 1]; /* target key OP key */
+	char	   *source_eq_target;	/* source key = target key */
+	char	   *group_gt;		/* group OP group */
+	char	   *group_eq;
+	bool		target_key_unique;
+	bool		has_foreign_key;	/* validated and never deferred */
+
+	char	   *pending_where;	/* columns prefixed with s; NULL: none */
+	char	   *match_where;	/* columns prefixed with m; NULL: none */
+} BbfPair;
+
+extern Oid	bbf_pair_owner(Oid relid);
+extern BbfPair *bbf_pair_tables(const BbfJob *job);
+extern BbfPair *bbf_pair_load(const BbfJob *job);
+extern bool bbf_pair_find_foreign_key(Relation source, Relation target,
+									  AttrNumber *source_att, AttrNumber *target_att, int *nfound);
+extern Datum bbf_pair_key_in(const BbfPair *pair, const char *text);
+extern char *bbf_pair_key_out(const BbfPair *pair, Datum key);
+extern char *bbf_pair_match(const BbfPair *pair, const char *source_alias);
+
+#endif							/* BBF_PAIR_H */

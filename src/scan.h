@@ -1,0 +1,14 @@
+/*
+ * scan.h
+ *		Phase live: the pending scan.
+ */
+#ifndef BBF_SCAN_H
+#define BBF_SCAN_H
+
+#include "job.h"
+
+extern bool bbf_scan_is_due(const BbfJob *job, TimestampTz now);
+extern void bbf_scan_run(BbfJob *job);
+extern void bbf_scan_record_skip(const BbfJob *job);
+
+#endif							/* BBF_SCAN_H */

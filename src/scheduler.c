@@ -1,0 +1,166 @@
+/*
+ * scheduler.c
+ *		The scheduler: connected to one database for a moment, it finds the jobs
+ *		that are due and the owners they belong to, leaves the answer in shared
+ *		memory and exits.
+ *
+ * It reads and writes the extension's own tables and the catalogs, never a
+ * user's table.  It is also who speaks for a worker that cannot: when a job's
+ * tables are gone, or its owner could not connect, or the job came here in a
+ * dump or a copied database.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "catalog/pg_extension.h"
+#include "identity.h"
+#include "job.h"
+#include "launcher.h"
+#include "miscadmin.h"
+#include "pair.h"
+#include "scheduler.h"
+#include "shmem.h"
+#include "txn.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#define TRY_AGAIN_MS	1000
+
+/* Record why no worker can be started for a job. */
+static void
+give_up(const BbfJob *job, BbfHealth health, const char *problem, const char *hint)
+{
+	char	   *message = hint ? psprintf("%s (%s)", problem, hint) : psprintf("%s", problem);
+
+	ereport(LOG,
+			(errmsg("job \"%s\" cannot go on: %s", job->name, problem),
+			 hint ? errhint("%s", hint) : 0));
+	bbf_job_record_error(job->name, message, health, NULL, 0);
+}
+
+/* A job whose source is gone has nothing left to uninstall. */
+static void
+schedule_orphan(const BbfJob *job)
+{
+	if (job->uninstall)
+		bbf_job_delete(job->name);
+	else if (job->health == BBF_HEALTH_OK)
+		give_up(job, BBF_HEALTH_FAILED,
+				psprintf("source table \"%s.%s\" does not exist", job->source_schema, job->source_name),
+				psprintf("Use bgw_backfill.untrack('%s') to end the job.", job->name));
+}
+
+/* Find out when a job is due, and who has to be started for it. */
+static void
+schedule(const BbfJob *job, TimestampTz now)
+{
+	TimestampTz due = bbf_job_next_due(job);
+	Oid			owner = bbf_pair_owner(bbf_job_source(job));
+	char	   *problem;
+	char	   *hint;
+
+	if (!OidIsValid(owner))
+		schedule_orphan(job);
+	else if (!bbf_job_same_place(job) && !job->uninstall)
+	{
+		if (job->health != BBF_HEALTH_HELD)
+			give_up(job, BBF_HEALTH_HELD,
+					"the job was tracked in another database or server",
+					psprintf("Use bgw_backfill.resume('%s') to go on with it here; it verifies first.",
+							 job->name));
+	}
+	else if (due == 0)
+		return;
+	else if (due > now)
+		bbf_shmem_set_next_due(MyDatabaseId, due);
+	else if ((problem = bbf_identity_problem(owner, &hint)) != NULL)
+		give_up(job, BBF_HEALTH_FAILED, problem, hint);
+	else
+		bbf_shmem_add_due(MyDatabaseId, owner);
+}
+
+/* Is the extension that is installed here the one that this library is for? */
+static bool
+version_is_ours(void)
+{
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(bbf_txn_extension_oid())};
+	char	   *version;
+
+	if (bbf_txn_sql("SELECT extversion FROM pg_catalog.pg_extension WHERE oid OPERATOR(pg_catalog.=) $1",
+					1, types, values, NULL, SPI_OK_SELECT) == 0)
+		return false;
+	version = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (strcmp(version, "1.0") == 0)
+		return true;
+	ereport(LOG,
+			(errmsg("extension bgw_backfill has version %s in this database, the library 1.0", version),
+			 errhint("Restart the server, so that it loads the new library.")));
+	return false;
+}
+
+/* A prepared transaction may still bring a change that wakes nobody. */
+static void
+look_for_prepared(void)
+{
+	if (bbf_txn_sql("SELECT 1 FROM pg_catalog.pg_prepared_xacts"
+					" WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1",
+					0, NULL, NULL, NULL, SPI_OK_SELECT) == 0)
+		bbf_shmem_clear_recheck(MyDatabaseId);
+}
+
+static void
+schedule_all(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	ListCell   *lc;
+
+	if (!bbf_txn_begin())
+	{
+		bbf_shmem_forget_database(MyDatabaseId);
+		return;
+	}
+	if (version_is_ours())
+	{
+		foreach(lc, bbf_job_names())
+		{
+			BbfJob	   *job = bbf_job_load(lfirst(lc));
+
+			if (job)
+				schedule(job, now);
+		}
+		look_for_prepared();
+	}
+	bbf_txn_commit();
+}
+
+/* A scheduler's main function. */
+void
+bbf_scheduler_main(Datum main_arg)
+{
+	BbfLaunch	launch;
+
+	if (bbf_launcher_attach(main_arg, &launch) == NULL)
+		return;
+	BackgroundWorkerInitializeConnectionByOid(launch.datid, InvalidOid, 0);
+	PG_TRY();
+	{
+		schedule_all();
+	}
+	PG_CATCH();
+	{
+		EmitErrorReport();
+		FlushErrorState();
+		bbf_txn_abort();
+		bbf_shmem_set_next_due(launch.datid,
+							   TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TRY_AGAIN_MS));
+	}
+	PG_END_TRY();
+	bbf_shmem_say_goodbye();
+}

@@ -1,0 +1,156 @@
+/*
+ * shape.c
+ *		Questions to the catalogs about one table.
+ */
+#include "postgres.h"
+
+#include "access/nbtree.h"
+#include "access/table.h"
+#include "catalog/catalog.h"
+#include "catalog/heap.h"
+#include "catalog/pg_constraint.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_publication.h"
+#include "commands/tablecmds.h"
+#include "compat.h"
+#include "executor/executor.h"
+#include "optimizer/plancat.h"
+#include "rewrite/rewriteHandler.h"
+#include "shape.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rls.h"
+#include "utils/typcache.h"
+
+/*
+ * Refuse a relation that is not a plain, permanent, lone table.  what: "source"
+ * or "target".
+ */
+void
+bbf_shape_check_table(Relation rel, const char *what)
+{
+	const char *name = RelationGetRelationName(rel);
+	const char *is = NULL;
+
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE || rel->rd_rel->relispartition)
+		is = "part of a partitioned table";
+	else if (rel->rd_rel->relkind == RELKIND_VIEW || rel->rd_rel->relkind == RELKIND_MATVIEW)
+		is = "a view";
+	else if (rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
+		is = "a foreign table";
+	else if (rel->rd_rel->relkind != RELKIND_RELATION)
+		is = "not a table";
+	if (is)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("%s \"%s\" is %s", what, name, is),
+				 errhint("Source and target must be plain tables.")));
+	if (IsCatalogRelation(rel) || IsToastRelation(rel))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("%s \"%s\" is a system catalog", what, name),
+				 errhint("Source and target must be plain tables.")));
+	if (rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("%s \"%s\" is a temporary table", what, name),
+				 errdetail("A worker cannot see another session's temporary tables."),
+				 errhint("Source and target must be plain tables.")));
+	if (OidIsValid(rel->rd_rel->reloftype))
+		is = "a typed table";
+	else if (has_subclass(RelationGetRelid(rel)) || has_superclass(RelationGetRelid(rel)))
+		is = "part of an inheritance tree";
+	if (is)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("%s \"%s\" is %s", what, name, is),
+				 errdetail("Partitioned, inherited and typed tables are not supported yet.")));
+	if (rel->rd_rel->relrowsecurity && rel->rd_rel->relforcerowsecurity &&
+		!has_bypassrls_privilege(rel->rd_rel->relowner))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("row-level security of %s \"%s\" applies to its owner", what, name),
+				 errdetail("A worker, which runs as the owner, would not see all rows."),
+				 errhint("Use ALTER TABLE ... NO FORCE ROW LEVEL SECURITY.")));
+}
+
+/* Refuse a table that takes no new column: where its row type is used. */
+void
+bbf_shape_check_column_can_be_added(Relation rel)
+{
+	find_composite_type_dependencies(rel->rd_rel->reltype, rel, NULL);
+}
+
+/* Would the server refuse every UPDATE of the table for want of an identity? */
+bool
+bbf_shape_publishes_without_identity(Relation rel)
+{
+	PublicationDesc desc;
+
+	if (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL ||
+		OidIsValid(RelationGetReplicaIndex(rel)))
+		return false;
+	RelationBuildPublicationDesc(rel, &desc);
+	return desc.pubactions.pubupdate;
+}
+
+/* Is a boolean column's default the constant false? */
+bool
+bbf_shape_default_is_false(Oid relid, AttrNumber attno)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	Node	   *expr = NULL;
+	bool		result;
+
+	if (TupleDescAttr(RelationGetDescr(rel), attno - 1)->atthasdef)
+		expr = build_column_default(rel, attno);
+	result = expr && IsA(expr, Const) && !((Const *) expr)->constisnull &&
+		!DatumGetBool(((Const *) expr)->constvalue);
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
+/* Does the table have a constraint of that name? */
+bool
+bbf_shape_has_constraint(Oid relid, const char *name)
+{
+	return OidIsValid(get_relation_constraint_oid(relid, name, true));
+}
+
+/*
+ * Are equal values of a column the same to every condition?  The default
+ * btree operator class says so for its index; types without one, or with a
+ * collation that takes different strings for equal, are not.
+ */
+bool
+bbf_shape_equal_is_identical(Oid relid, AttrNumber attno)
+{
+	Oid			typid;
+	int32		typmod;
+	Oid			collation;
+	TypeCacheEntry *type;
+	Oid			proc;
+
+	get_atttypetypmodcoll(relid, attno, &typid, &typmod, &collation);
+	type = lookup_type_cache(typid, TYPECACHE_BTREE_OPFAMILY | TYPECACHE_EQ_OPR);
+	if (!OidIsValid(type->btree_opf) || type->eq_opr >= FirstGenbkiObjectId)
+		return false;
+	proc = get_opfamily_proc(type->btree_opf, type->btree_opintype, type->btree_opintype,
+							 BTEQUALIMAGE_PROC);
+	return OidIsValid(proc) &&
+		DatumGetBool(OidFunctionCall1Coll(proc, collation, ObjectIdGetDatum(type->btree_opintype)));
+}
+
+/* The number of rows, without counting them. */
+double
+bbf_shape_estimate_rows(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	BlockNumber pages;
+	double		tuples;
+	double		allvisfrac;
+
+	estimate_rel_size(rel, NULL, &pages, &tuples, &allvisfrac);
+	table_close(rel, AccessShareLock);
+	return tuples;
+}

@@ -1,0 +1,18 @@
+/*
+ * shape.h
+ *		Questions to the catalogs about one table.
+ */
+#ifndef BBF_SHAPE_H
+#define BBF_SHAPE_H
+
+#include "utils/rel.h"
+
+extern void bbf_shape_check_table(Relation rel, const char *what);
+extern void bbf_shape_check_column_can_be_added(Relation rel);
+extern bool bbf_shape_publishes_without_identity(Relation rel);
+extern bool bbf_shape_default_is_false(Oid relid, AttrNumber attno);
+extern bool bbf_shape_has_constraint(Oid relid, const char *name);
+extern bool bbf_shape_equal_is_identical(Oid relid, AttrNumber attno);
+extern double bbf_shape_estimate_rows(Oid relid);
+
+#endif							/* BBF_SHAPE_H */

@@ -1,0 +1,111 @@
+/*
+ * shmem.h
+ *		What the launcher, the schedulers, the workers and the backends share.
+ */
+#ifndef BBF_SHMEM_H
+#define BBF_SHMEM_H
+
+#include "datatype/timestamp.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+
+#define BBF_MAX_DATABASES		512
+#define BBF_MAX_WORKER_SLOTS	32	/* upper bound of max_workers */
+#define BBF_MAX_SCHEDULERS		2
+#define BBF_MAX_SLOTS			(BBF_MAX_WORKER_SLOTS + BBF_MAX_SCHEDULERS)
+#define BBF_MAX_DUE				256
+
+typedef enum BbfSlotKind
+{
+	BBF_SLOT_FREE,
+	BBF_SLOT_SCHEDULER,
+	BBF_SLOT_WORKER
+} BbfSlotKind;
+
+typedef enum BbfActivity
+{
+	BBF_ACT_STARTING,
+	BBF_ACT_RUNNING,
+	BBF_ACT_SLEEPING,
+	BBF_ACT_THROTTLED,
+	BBF_ACT_RETRYING
+} BbfActivity;
+
+/* a database that has been seen to have the extension, or was woken */
+typedef struct BbfDatabase
+{
+	Oid			datid;			/* InvalidOid: free entry */
+	bool		dirty;			/* something changed: schedule now */
+	bool		recheck;		/* a change may commit unseen: look again */
+	TimestampTz next_due;		/* 0: nothing is due */
+	int			drained_by;		/* pid of a backend about to drop it, or 0 */
+} BbfDatabase;
+
+/* an owner's jobs that a scheduler found to be due */
+typedef struct BbfDue
+{
+	Oid			datid;
+	Oid			owner;
+} BbfDue;
+
+/* one scheduler or worker */
+typedef struct BbfSlot
+{
+	BbfSlotKind kind;
+	uint64		generation;		/* raised by each launch in this slot */
+	Oid			datid;
+	Oid			owner;
+	pid_t		pid;			/* 0 until it has attached */
+	bool		exited;			/* it has left the slot */
+	bool		clean;			/* having said when it wants to be back */
+	TimestampTz launched_at;
+	Latch	   *latch;
+	/* what a worker is at */
+	char		job[NAMEDATALEN];
+	BbfActivity activity;
+	bool		cancellable;	/* in a statement that pause() may cancel */
+	double		index_percent;	/* the most shown so far in this index phase */
+	char		waiting_for[NAMEDATALEN];
+	TimestampTz waiting_since;
+} BbfSlot;
+
+typedef struct BbfShared
+{
+	LWLock	   *lock;
+	pid_t		launcher_pid;
+	Latch	   *launcher_latch;
+	TimestampTz no_slots_since; /* max_worker_processes is used up; or 0 */
+	pid_t		index_builder_pid;
+	int			ndue;
+	BbfDatabase databases[BBF_MAX_DATABASES];
+	BbfDue		due[BBF_MAX_DUE];
+	BbfSlot		slots[BBF_MAX_SLOTS];
+} BbfShared;
+
+extern BbfShared *bbf_shared;
+
+extern void bbf_shmem_init(void);
+
+/* all processes */
+extern void bbf_shmem_wake(Oid datid);
+extern void bbf_shmem_recheck(Oid datid);
+extern void bbf_shmem_cancel(Oid datid, const char *job);
+extern void bbf_shmem_drain(Oid datid);
+extern void bbf_shmem_undrain(Oid datid);
+
+/* a launched process, for its own slot */
+extern BbfSlot *bbf_shmem_attach(int slotno, uint64 generation);
+extern void bbf_shmem_report(const char *job, BbfActivity activity, const char *waiting_for);
+extern void bbf_shmem_set_cancellable(bool on);
+extern bool bbf_shmem_claim_index_build(void);
+extern void bbf_shmem_release_index_build(void);
+extern bool bbf_shmem_others_wait(void);
+extern void bbf_shmem_say_goodbye(void);
+
+/* the answer of a scheduler, or what a worker leaves at its exit */
+extern void bbf_shmem_add_due(Oid datid, Oid owner);
+extern void bbf_shmem_set_next_due(Oid datid, TimestampTz when);
+extern void bbf_shmem_forget_database(Oid datid);
+extern void bbf_shmem_clear_recheck(Oid datid);
+
+#endif							/* BBF_SHMEM_H */

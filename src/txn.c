@@ -1,0 +1,422 @@
+/*
+ * txn.c
+ *		The only place that begins, commits and aborts a worker's transactions,
+ *		and the only place that runs SQL for them.
+ *
+ * Who runs what.  A worker is connected as the owner of its jobs' tables, and
+ * all SQL that touches a user's table runs as that owner, deferred triggers
+ * at commit included.  The extension's own tables are written with the id of
+ * the extension's owner, for that one statement (bbf_txn_catalog): restricted,
+ * with the search path pinned, with nothing but built-in types as parameters.
+ * No user's code can run inside such a statement.
+ *
+ * The session is made anew before every transaction: a trigger of the user's
+ * that a batch fires can SET whatever a plain session can, and that survives
+ * the commit.  He only ever reaches what he could reach in a session of his
+ * own, but our statements must not depend on it.
+ *
+ * Locks: every transaction first locks the extension, so that DROP EXTENSION
+ * waits for it or it sees that the extension is gone.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "guc.h"
+#include "nodes/makefuncs.h"
+#include "parser/parser.h"
+#include "pgstat.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "tcop/pquery.h"
+#include "tcop/tcopprot.h"
+#include "tcop/utility.h"
+#include "txn.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+#define BBF_SEARCH_PATH "pg_catalog, pg_temp"
+
+static Oid	session_owner = InvalidOid;
+static TimestampTz armed_until = 0;
+
+/* OID of the extension in this database, or InvalidOid. */
+Oid
+bbf_txn_extension_oid(void)
+{
+	return get_extension_oid("bgw_backfill", true);
+}
+
+/*
+ * The owner of the extension's tables.  They are the extension's members in
+ * the schema that its script made; anything else by that name is refused.
+ */
+Oid
+bbf_txn_extension_owner(void)
+{
+	Oid			schema = get_namespace_oid("bgw_backfill", true);
+	Oid			job = OidIsValid(schema) ? get_relname_relid("job", schema) : InvalidOid;
+	Oid			ext = bbf_txn_extension_oid();
+	HeapTuple	tuple;
+	Oid			owner;
+
+	if (!OidIsValid(job) || !OidIsValid(ext) ||
+		getExtensionOfObject(RelationRelationId, job) != ext)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"bgw_backfill\" does not exist in this database"),
+				 errhint("Use CREATE EXTENSION bgw_backfill.")));
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(job));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", job);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/* The role that a worker is connected as; InvalidOid in a scheduler. */
+void
+bbf_txn_set_owner(Oid owner)
+{
+	session_owner = owner;
+}
+
+/* Set a setting for the session, whatever it was. */
+void
+bbf_txn_set(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SET, true, 0, false);
+}
+
+/*
+ * Make the session what our statements rely on, before the transaction begins,
+ * which takes its isolation level from it: where names are looked up,
+ * how keys turn into text, and that no plan of a batch can read a whole table
+ * (a range or a key array on an index costs the same however large the table,
+ * and whatever its statistics say).
+ */
+static void
+harden_session(void)
+{
+	static const struct
+	{
+		const char *name;
+		const char *value;
+	}			wanted[] =
+	{
+		{"role", "none"},
+		{"search_path", BBF_SEARCH_PATH},
+		{"row_security", "off"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"statement_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"check_function_bodies", "on"},
+		{"default_tablespace", ""},
+		{"datestyle", "ISO, YMD"},
+		{"intervalstyle", "postgres"},
+		{"extra_float_digits", "1"},
+		{"bytea_output", "hex"},
+		{"enable_seqscan", "off"},
+		{"enable_nestloop", "on"},
+		{"enable_indexscan", "on"},
+		{"enable_indexonlyscan", "on"},
+		{"enable_tidscan", "on"},
+		{"enable_mergejoin", "on"},
+		{"enable_hashjoin", "on"},
+		{"enable_sort", "on"},
+		{"max_parallel_workers_per_gather", "0"},
+		{"max_parallel_maintenance_workers", "0"},
+		{"plan_cache_mode", "auto"},
+		{"jit", "off"}
+	};
+
+	/* newer servers only */
+	if (GetConfigOption("transaction_timeout", true, false) != NULL)
+		bbf_txn_set("transaction_timeout", "0");
+
+	if (OidIsValid(session_owner))
+	{
+		SetUserIdAndSecContext(session_owner, 0);
+		for (int i = 0; i < (int) lengthof(wanted); i++)
+			bbf_txn_set(wanted[i].name, wanted[i].value);
+	}
+	else
+	{
+		bbf_txn_set("search_path", BBF_SEARCH_PATH);
+		bbf_txn_set("default_transaction_isolation", "read committed");
+		bbf_txn_set("statement_timeout", "0");
+	}
+}
+
+/*
+ * Begin a transaction with SPI connected and a snapshot pushed.  Returns false,
+ * outside any transaction, when the extension is gone.
+ */
+bool
+bbf_txn_begin(void)
+{
+	Oid			ext;
+
+	harden_session();
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	bbf_txn_lock_timeout(bbf_guc_server_value(BBF_LOCK_TIMEOUT));
+
+	/* lock the extension, then look again */
+	ext = bbf_txn_extension_oid();
+	if (OidIsValid(ext))
+	{
+		LockDatabaseObject(ExtensionRelationId, ext, 0, AccessShareLock);
+		ext = bbf_txn_extension_oid();
+	}
+	if (!OidIsValid(ext))
+	{
+		CommitTransactionCommand();
+		return false;
+	}
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	return true;
+}
+
+/* Commit, as the owner: deferred triggers run here. */
+void
+bbf_txn_commit(void)
+{
+	bbf_txn_disarm();
+	PopActiveSnapshot();
+	SPI_finish();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+/*
+ * Clean up after an error, so that a new transaction can be begun.  The error
+ * has been copied and flushed by the caller.
+ */
+void
+bbf_txn_abort(void)
+{
+	disable_all_timeouts(false);
+	QueryCancelPending = false;
+	HOLD_INTERRUPTS();
+	LockErrorCleanup();
+	AbortCurrentTransaction();
+	RESUME_INTERRUPTS();
+	pgstat_report_stat(false);
+}
+
+/*
+ * Begin what a top-level utility statement needs that commits on its own
+ * (CREATE INDEX CONCURRENTLY, VACUUM): a transaction without SPI.  lock_timeout
+ * is off: such a statement waits for old transactions under it, and would leave
+ * an invalid index behind; its waits block nobody.
+ */
+void
+bbf_txn_begin_utility(void)
+{
+	harden_session();
+	bbf_txn_lock_timeout(0);
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+}
+
+/*
+ * Run one utility statement as a client would have sent it.  The parse tree
+ * has to survive the statement's own commits, so it lives in a context of its
+ * own; the statement takes the active snapshot off itself when it commits.
+ */
+void
+bbf_txn_utility(const char *sql)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill utility",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	PlannedStmt *pstmt;
+	RawStmt    *raw;
+	List	   *parsed;
+
+	PG_TRY();
+	{
+		pgstat_report_activity(STATE_RUNNING, sql);
+		PushActiveSnapshot(GetTransactionSnapshot());
+		parsed = raw_parser(sql, RAW_PARSE_DEFAULT);
+		raw = linitial_node(RawStmt, parsed);
+		pstmt = makeNode(PlannedStmt);
+		pstmt->commandType = CMD_UTILITY;
+		pstmt->utilityStmt = raw->stmt;
+		pstmt->canSetTag = true;
+		pstmt->stmt_location = -1;
+		ProcessUtility(pstmt, sql, false, PROCESS_UTILITY_TOPLEVEL,
+					   NULL, NULL, None_Receiver, NULL);
+		if (ActiveSnapshotSet())
+			PopActiveSnapshot();
+		MemoryContextSwitchTo(old);
+	}
+	PG_FINALLY();
+	{
+		MemoryContextDelete(context);
+	}
+	PG_END_TRY();
+}
+
+/* The end of bbf_txn_begin_utility(). */
+void
+bbf_txn_end_utility(void)
+{
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+/*
+ * Let what follows take no longer than timeout_ms, until bbf_txn_disarm().
+ * Nobody but a client's command loop looks at statement_timeout, so it is
+ * armed by hand.
+ */
+void
+bbf_txn_arm(int timeout_ms)
+{
+	if (timeout_ms <= 0)
+		return;
+	armed_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+	enable_timeout_after(STATEMENT_TIMEOUT, timeout_ms);
+}
+
+/* Take the limit off. */
+void
+bbf_txn_disarm(void)
+{
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	armed_until = 0;
+}
+
+/*
+ * After a query_canceled error: was it the limit that ran out?  Otherwise
+ * somebody has cancelled us; both have the same SQLSTATE.
+ */
+bool
+bbf_txn_timed_out(void)
+{
+	bool		result = armed_until != 0 && GetCurrentTimestamp() >= armed_until;
+
+	armed_until = 0;
+	return result;
+}
+
+/* How long the following lock waits may take; 0: for ever. */
+void
+bbf_txn_lock_timeout(int timeout_ms)
+{
+	char		value[32];
+
+	snprintf(value, sizeof(value), "%d", timeout_ms);
+	bbf_txn_set("lock_timeout", value);
+}
+
+/*
+ * Pin what the next statement relies on, in a level of its own; returns the
+ * level for bbf_txn_unpin().  To be used around each single statement that
+ * runs with other rights than the caller's: a trigger that the statement
+ * before it fired may have set the search path.  A plan that is made meanwhile
+ * must not read a whole table: a saved one would still do so when the table has
+ * grown.
+ */
+int
+bbf_txn_pin(void)
+{
+	int			nestlevel = NewGUCNestLevel();
+
+	(void) set_config_option("search_path", BBF_SEARCH_PATH, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	return nestlevel;
+}
+
+/* Back to the settings before bbf_txn_pin(). */
+void
+bbf_txn_unpin(int nestlevel)
+{
+	AtEOXact_GUC(true, nestlevel);
+}
+
+/*
+ * Run a statement as the current user, planned for its parameters.  Returns
+ * the number of rows; rows returned are in SPI_tuptable.  expected: the SPI_OK_*
+ * that must come back.
+ */
+uint64
+bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
+			const char *nulls, int expected)
+{
+	int			rc = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
+
+	if (rc != expected)
+		elog(ERROR, "SPI returned %s for \"%s\"", SPI_result_code_string(rc), sql);
+	return SPI_processed;
+}
+
+/*
+ * The same with a snapshot of now, in a transaction that keeps an old one: a
+ * job's row is read as it is, not as it was (R8).
+ */
+static uint64
+sql_latest(const char *sql, int nargs, Oid *types, Datum *values,
+		   const char *nulls, int expected)
+{
+	SPIPlanPtr	plan = SPI_prepare(sql, nargs, types);
+	int			rc;
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare returned %s for \"%s\"", SPI_result_code_string(SPI_result), sql);
+	rc = SPI_execute_snapshot(plan, values, nulls, GetLatestSnapshot(), InvalidSnapshot,
+							  false, true, 0);
+	if (rc != expected)
+		elog(ERROR, "SPI returned %s for \"%s\"", SPI_result_code_string(rc), sql);
+	SPI_freeplan(plan);
+	return SPI_processed;
+}
+
+/*
+ * Run a statement on the extension's own tables, as their owner.  Parameters
+ * are of built-in types.  On error the abort brings the user id back.
+ */
+uint64
+bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
+				const char *nulls, int expected)
+{
+	Oid			owner = bbf_txn_extension_owner();
+	Oid			save_userid;
+	int			save_context;
+	int			nestlevel;
+	uint64		processed;
+
+	GetUserIdAndSecContext(&save_userid, &save_context);
+	SetUserIdAndSecContext(owner, save_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	nestlevel = bbf_txn_pin();
+	if (IsolationUsesXactSnapshot())
+		processed = sql_latest(sql, nargs, types, values, nulls, expected);
+	else
+		processed = bbf_txn_sql(sql, nargs, types, values, nulls, expected);
+	bbf_txn_unpin(nestlevel);
+	SetUserIdAndSecContext(save_userid, save_context);
+	return processed;
+}

@@ -1,0 +1,132 @@
+/*
+ * utility.c
+ *		Getting out of the way of commands that need a database to themselves,
+ *		and of DROP EXTENSION.
+ *
+ * DROP DATABASE (and what else wants no other session in a database) waits
+ * five seconds for background workers and then fails.  So before it runs, ours
+ * are asked to leave, and the launcher starts none there until it is over.
+ * DROP EXTENSION would wait for the batch or the index build that holds a lock
+ * on the extension: the same.
+ *
+ * Only somebody who may run the command disturbs a worker.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_database.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "commands/extension.h"
+#include "compat.h"
+#include "nodes/parsenodes.h"
+#include "shmem.h"
+#include "tcop/utility.h"
+#include "utility.h"
+
+static ProcessUtility_hook_type prev_ProcessUtility = NULL;
+
+/* The value of a CREATE DATABASE option, or NULL. */
+static const char *
+string_option(List *options, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *opt = lfirst_node(DefElem, lc);
+
+		if (strcmp(opt->defname, name) == 0 && opt->arg)
+			return defGetString(opt);
+	}
+	return NULL;
+}
+
+/* Does a DROP EXTENSION name ours? */
+static bool
+drops_extension(DropStmt *stmt)
+{
+	ListCell   *lc;
+
+	if (stmt->removeType != OBJECT_EXTENSION)
+		return false;
+	foreach(lc, stmt->objects)
+	{
+		if (strcmp(strVal(lfirst(lc)), "bgw_backfill") == 0)
+		{
+			Oid			ext = get_extension_oid("bgw_backfill", true);
+
+			return OidIsValid(ext) && bbf_extension_ownercheck(ext, GetUserId());
+		}
+	}
+	return false;
+}
+
+/* The database that a statement wants to itself, if the user may have it. */
+static Oid
+database_to_drain(Node *stmt)
+{
+	const char *name = NULL;
+	Oid			datid;
+
+	switch (nodeTag(stmt))
+	{
+		case T_DropdbStmt:
+			name = ((DropdbStmt *) stmt)->dbname;
+			break;
+		case T_CreatedbStmt:
+			name = string_option(((CreatedbStmt *) stmt)->options, "template");
+			break;
+		case T_AlterDatabaseStmt:
+			if (string_option(((AlterDatabaseStmt *) stmt)->options, "tablespace"))
+				name = ((AlterDatabaseStmt *) stmt)->dbname;
+			break;
+		case T_RenameStmt:
+			if (((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
+				name = ((RenameStmt *) stmt)->subname;
+			break;
+		case T_DropStmt:
+			return drops_extension((DropStmt *) stmt) ? MyDatabaseId : InvalidOid;
+		default:
+			break;
+	}
+	if (name == NULL)
+		return InvalidOid;
+	datid = get_database_oid(name, true);
+	if (!OidIsValid(datid) || !bbf_database_ownercheck(datid, GetUserId()))
+		return InvalidOid;
+	return datid;
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	ProcessUtility_hook_type next = prev_ProcessUtility ? prev_ProcessUtility : standard_ProcessUtility;
+	volatile Oid datid = database_to_drain(pstmt->utilityStmt);
+
+	if (!OidIsValid(datid))
+	{
+		next(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+		return;
+	}
+
+	bbf_shmem_drain(datid);
+	PG_TRY();
+	{
+		next(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+	}
+	PG_FINALLY();
+	{
+		bbf_shmem_undrain(datid);
+	}
+	PG_END_TRY();
+}
+
+/* Install the hook. */
+void
+bbf_utility_init(void)
+{
+	prev_ProcessUtility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}

@@ -1,0 +1,40 @@
+/*
+ * verify.c
+ *		Phase verify, and the parity sweeps of phase live: the same walk as the
+ *		fill, comparing with the truth in both directions, under the same locks,
+ *		repairing what it finds and counting it.
+ *
+ * Only a completed sweep makes a job live.  What it says is true of its
+ * beginning, so that is what verified_at shows.
+ */
+#include "postgres.h"
+
+#include "utils/timestamp.h"
+#include "verify.h"
+
+/* In phase live: is a sweep under way, asked for, or due? */
+bool
+bbf_verify_is_due(const BbfJob *job, TimestampTz now)
+{
+	int			interval = bbf_job_setting(job, BBF_VERIFY_INTERVAL);
+
+	return job->sweep_started_at != 0 ||
+		job->verify_requests > job->sweep_request ||
+		(interval >= 0 &&
+		 TimestampTzPlusMilliseconds(job->verified_at, 1000 * (int64) interval) <= now);
+}
+
+/* One batch of a sweep. */
+BbfWalkStep
+bbf_verify_step(BbfJob *job)
+{
+	BbfWalkStep step = bbf_walk_batch(job, true);
+
+	if (step == BBF_WALK_DONE)
+	{
+		bbf_job_end_sweep(job);
+		if (job->phase == BBF_PHASE_VERIFY)
+			bbf_job_enter_phase(job, BBF_PHASE_LIVE);
+	}
+	return step;
+}

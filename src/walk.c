@@ -1,0 +1,351 @@
+/*
+ * walk.c
+ *		Walking a source in key order, a batch at a time: what phases fill and
+ *		verify have in common.
+ *
+ * A walk goes from the lowest key to the high mark, which is the highest key at
+ * its beginning: rows with a higher key came with the triggers in place.  Each
+ * batch is one transaction over one key range, and ends by committing the
+ * range's end as the job's cursor, together with what it did.
+ *
+ * A batch is three statements, each with a snapshot of its own:
+ *
+ *	1. candidates: what in this range looks wrong?  No locks.
+ *	2. lock the candidates, passing by rows that somebody else holds.
+ *	3. decide for what is locked, and write.
+ *
+ * Between 1 and 2 a row may have changed; 3 is what counts (races R1 .. R3 are
+ * argued in the mode).  A candidate that 2 did not get, because it is locked,
+ * has moved or is gone, is remembered in job_skipped by the same transaction
+ * and done later, one row per transaction, where waiting holds nothing else.
+ * So the cursor never passes a row that is neither done nor remembered.
+ *
+ * R9 and deadlocks: we wait for no row while we hold one; locks are taken in
+ * key order.  What else may make us wait once rows are locked (the job's row, a
+ * trigger of the user's) may do so for half of deadlock_timeout: then it is us
+ * who give way.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "mode.h"
+#include "portability/instr_time.h"
+#include "shape.h"
+#include "storage/itemptr.h"
+#include "storage/proc.h"
+#include "throttle.h"
+#include "txn.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/lsyscache.h"
+#include "walk.h"
+
+/* rows found by a statement that returns (ctid, key) */
+typedef struct RowSet
+{
+	uint64		n;
+	Datum	   *tids;
+	char	  **keys;			/* as text */
+} RowSet;
+
+/* what the statements of a batch share */
+typedef struct Walk
+{
+	BbfJob	   *job;
+	BbfPair    *pair;
+	const BbfMode *mode;
+	bool		sweep;
+	Datum		low;			/* cursor; only if bounded */
+	bool		bounded;
+	Datum		high;
+} Walk;
+
+static Walk *
+make_walk(BbfJob *job, bool sweep)
+{
+	Walk	   *walk = palloc0(sizeof(Walk));
+
+	walk->job = job;
+	walk->sweep = sweep;
+	walk->pair = bbf_pair_load(job);
+	walk->mode = bbf_mode_lookup(job->mode);
+	if (job->cursor)
+	{
+		walk->low = bbf_pair_key_in(walk->pair, job->cursor);
+		walk->bounded = true;
+	}
+	return walk;
+}
+
+/* One statement of a batch, under the job's statement_timeout. */
+static uint64
+statement(const BbfJob *job, const char *sql, int nargs, Oid *types, Datum *values,
+		  const char *nulls, int expected)
+{
+	uint64		processed;
+
+	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
+	processed = bbf_txn_sql(sql, nargs, types, values, nulls, expected);
+	bbf_txn_disarm();
+	return processed;
+}
+
+/* A single key that a statement returned, as text; NULL if it returned none. */
+static char *
+first_key(const BbfPair *pair)
+{
+	bool		isnull;
+	Datum		key;
+	char	   *text;
+
+	if (SPI_processed == 0)
+		return NULL;
+	key = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	text = bbf_pair_key_out(pair, key);
+	SPI_freetuptable(SPI_tuptable);
+	return text;
+}
+
+/* Begin the walk.  False if the source is empty. */
+static bool
+begin(Walk *walk)
+{
+	const BbfPair *pair = walk->pair;
+	char	   *high;
+
+	statement(walk->job,
+			  psprintf("SELECT s.%s FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
+					   pair->source_key, pair->source_sql, pair->source_key,
+					   pair->key_op[BTGreaterStrategyNumber]),
+			  0, NULL, NULL, NULL, SPI_OK_SELECT);
+	high = first_key(pair);
+	bbf_job_begin_walk(walk->job, high, (int64) bbf_shape_estimate_rows(pair->source));
+	return high != NULL;
+}
+
+/*
+ * Find the end of the next range and count its rows.  The range's end is a key
+ * that is there, or the high mark.
+ */
+static int64
+next_range(Walk *walk, int32 size, char **end)
+{
+	const BbfPair *pair = walk->pair;
+	char	   *from = psprintf("FROM ONLY %s s WHERE s.%s %s $1%s", pair->source_sql,
+								pair->source_key, pair->key_op[BTLessEqualStrategyNumber],
+								walk->bounded ?
+								psprintf(" AND s.%s %s $3", pair->source_key,
+										 pair->key_op[BTGreaterStrategyNumber]) : "");
+	Oid			types[] = {pair->key_type, INT8OID, pair->key_type};
+	Datum		values[] = {bbf_pair_key_in(pair, walk->job->high_mark), Int64GetDatum(size - 1), walk->low};
+	int64		rows;
+
+	statement(walk->job,
+			  psprintf("SELECT s.%s %s ORDER BY s.%s USING %s OFFSET $2 LIMIT 1", pair->source_key,
+					   from, pair->source_key, pair->key_op[BTLessStrategyNumber]),
+			  walk->bounded ? 3 : 2, types, values, NULL, SPI_OK_SELECT);
+	*end = first_key(pair);
+	if (*end != NULL)
+	{
+		walk->high = bbf_pair_key_in(pair, *end);
+		return size;
+	}
+	*end = walk->job->high_mark;
+	walk->high = values[0];
+	statement(walk->job, psprintf("SELECT pg_catalog.count(*) %s AND $2 IS NOT NULL", from),
+			  walk->bounded ? 3 : 2, types, values, NULL, SPI_OK_SELECT);
+	rows = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &(bool) {false}));
+	SPI_freetuptable(SPI_tuptable);
+	return rows;
+}
+
+/* Copy what a statement returned out of SPI. */
+static RowSet
+take_rows(const BbfPair *pair)
+{
+	RowSet		set;
+
+	set.n = SPI_processed;
+	set.tids = palloc_extended(sizeof(Datum) * Max(set.n, 1), MCXT_ALLOC_HUGE);
+	set.keys = palloc_extended(sizeof(char *) * Max(set.n, 1), MCXT_ALLOC_HUGE);
+	for (uint64 i = 0; i < set.n; i++)
+	{
+		bool		isnull;
+		Datum		tid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		Datum		key = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull);
+
+		set.tids[i] = datumCopy(tid, false, sizeof(ItemPointerData));
+		set.keys[i] = bbf_pair_key_out(pair, key);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return set;
+}
+
+static Datum
+tid_array(const RowSet *set)
+{
+	return PointerGetDatum(construct_array(set->tids, (int) set->n, TIDOID,
+										   sizeof(ItemPointerData), false, TYPALIGN_SHORT));
+}
+
+/*
+ * Statement 1.  A join that probes one side's index for each row of the other
+ * costs three buffers a row; ordered or hashed, a range is read once.
+ */
+static RowSet
+find_candidates(Walk *walk)
+{
+	Oid			types[] = {walk->pair->key_type, walk->pair->key_type};
+	Datum		values[] = {walk->low, walk->high};
+	RowSet		set;
+
+	bbf_txn_set("enable_nestloop", "off");
+	statement(walk->job,
+			  walk->mode->candidates(walk->job, walk->pair, walk->sweep, walk->bounded),
+			  2, types, values, walk->bounded ? NULL : "n ", SPI_OK_SELECT);
+	set = take_rows(walk->pair);
+	bbf_txn_set("enable_nestloop", "on");
+	return set;
+}
+
+/* Statement 2. */
+static RowSet
+lock_candidates(Walk *walk, const RowSet *candidates)
+{
+	Oid			types[] = {TIDARRAYOID};
+	Datum		values[] = {tid_array(candidates)};
+
+	statement(walk->job, walk->mode->lock(walk->job, walk->pair, false),
+			  1, types, values, NULL, SPI_OK_SELECT);
+	return take_rows(walk->pair);
+}
+
+/* From here on rows are locked. */
+static void
+limit_waits(const BbfJob *job)
+{
+	int			timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
+
+	bbf_txn_lock_timeout(Max(Min(timeout, DeadlockTimeout / 2), 1));
+}
+
+/*
+ * Statement 3.  Returns how many rows were written.  A trigger that suppresses
+ * our write would make every sweep find the same rows: say so.
+ */
+static int64
+decide(Walk *walk, const RowSet *locked)
+{
+	Oid			types[] = {TIDARRAYOID};
+	Datum		values[] = {tid_array(locked)};
+	uint64		written;
+	char	   *key;
+
+	written = statement(walk->job, walk->mode->decide(walk->job, walk->pair),
+						1, types, values, NULL, SPI_OK_UPDATE);
+	if (written >= locked->n)
+		return written;
+	statement(walk->job, walk->mode->undecided(walk->job, walk->pair),
+			  1, types, values, NULL, SPI_OK_SELECT);
+	key = first_key(walk->pair);
+	if (key)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("an update of table %s was suppressed", walk->pair->source_sql),
+				 errdetail("The row with key %s was not written.", key),
+				 errhint("Look for a BEFORE UPDATE trigger that returns NULL.")));
+	return written;
+}
+
+/* Remember the candidates that were not locked; both sets are in key order. */
+static void
+remember_skipped(const BbfJob *job, const RowSet *candidates, const RowSet *locked)
+{
+	uint64		l = 0;
+
+	for (uint64 c = 0; c < candidates->n; c++)
+	{
+		if (l < locked->n && strcmp(candidates->keys[c], locked->keys[l]) == 0)
+			l++;
+		else
+			bbf_job_skip(job, candidates->keys[c]);
+	}
+}
+
+/*
+ * One batch, in the transaction that the caller began and will commit.  sweep:
+ * compare in both directions.
+ */
+BbfWalkStep
+bbf_walk_batch(BbfJob *job, bool sweep)
+{
+	Walk	   *walk = make_walk(job, sweep);
+	BbfBatch	batch = {0};
+	int32		size = bbf_throttle_batch_size(job);
+	instr_time	start;
+	instr_time	end;
+	RowSet		candidates;
+	char	   *range_end;
+
+	if (job->high_mark == NULL)
+		return begin(walk) ? BBF_WALK_MORE : BBF_WALK_DONE;
+	if (job->cursor && strcmp(job->cursor, job->high_mark) == 0)
+		return bbf_job_next_skipped(job) ? BBF_WALK_SKIPPED : BBF_WALK_DONE;
+
+	INSTR_TIME_SET_CURRENT(start);
+	batch.rows = next_range(walk, size, &range_end);
+	candidates = find_candidates(walk);
+	if (candidates.n > 0)
+	{
+		RowSet		locked = lock_candidates(walk, &candidates);
+
+		limit_waits(job);
+		if (locked.n > 0)
+			batch.changed = decide(walk, &locked);
+		if (locked.n < candidates.n)
+			remember_skipped(job, &candidates, &locked);
+	}
+	INSTR_TIME_SET_CURRENT(end);
+	INSTR_TIME_SUBTRACT(end, start);
+	batch.cursor = range_end;
+	batch.ms = INSTR_TIME_GET_MILLISEC(end);
+	batch.next_size = bbf_throttle_grown_size(job, size);
+	bbf_job_save_batch(job, &batch, sweep);
+	return BBF_WALK_MORE;
+}
+
+/*
+ * Do one row that a batch had to skip, in the transaction that the caller began
+ * and will commit.  wait: wait for its lock as long as lock_timeout allows; we
+ * hold nothing else meanwhile.  Returns false if no row is left.
+ */
+bool
+bbf_walk_skipped(BbfJob *job, bool sweep, bool wait)
+{
+	char	   *key = bbf_job_next_skipped(job);
+	Walk	   *walk;
+	RowSet		locked;
+	BbfBatch	batch = {0};
+	Oid			types[1];
+	Datum		values[1];
+
+	if (key == NULL)
+		return false;
+	walk = make_walk(job, sweep);
+	types[0] = walk->pair->key_type;
+	values[0] = bbf_pair_key_in(walk->pair, key);
+	bbf_txn_lock_timeout(bbf_job_setting(job, BBF_LOCK_TIMEOUT));
+	statement(job, psprintf("%s%s", walk->mode->lock(job, walk->pair, true), wait ? "" : " SKIP LOCKED"),
+			  1, types, values, NULL, SPI_OK_SELECT);
+	locked = take_rows(walk->pair);
+	if (locked.n == 0 && !wait)
+		return true;			/* still locked, or gone: who waits will know */
+	limit_waits(job);
+	if (locked.n > 0)
+		batch.changed = decide(walk, &locked);
+	bbf_job_unskip(job, key);
+	batch.next_size = job->batch_size;
+	bbf_job_save_batch(job, &batch, sweep);
+	return true;
+}

@@ -1,0 +1,394 @@
+/*
+ * worker.c
+ *		A worker: walks the phases of one owner's due jobs in one database,
+ *		connected as that owner, one step of each job in turn.
+ *
+ * A step is one transaction (but for phase index, whose statements commit on
+ * their own).  Between two steps no transaction is open: the worker sleeps on
+ * its latch, or exits when nothing is due soon.  Everything that a step needs
+ * to know it reads anew, so a change of a job or a setting takes effect at the
+ * next batch.
+ *
+ * When a worker leaves although something is due, it is because others wait for
+ * its place; it puts itself at the end of the queue.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fill.h"
+#include "index.h"
+#include "install.h"
+#include "job.h"
+#include "launcher.h"
+#include "miscadmin.h"
+#include "mode.h"
+#include "outcome.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "scan.h"
+#include "shmem.h"
+#include "throttle.h"
+#include "txn.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "verify.h"
+#include "worker.h"
+
+#define LINGER_MS			2000	/* rather than exit and be started again */
+#define TURN_MS				10000	/* before others who wait get the place */
+#define INDEX_RETRY_MS		1000	/* while another index is being built */
+#define SKIPPED_AT_ONCE		16		/* remembered rows tried between batches */
+
+static MemoryContext step_context;
+static List *checked_jobs = NIL;	/* names, in TopMemoryContext */
+
+/* Report what we are at, here and in pg_stat_activity. */
+static void
+report(const BbfJob *job)
+{
+	char		activity[NAMEDATALEN * 2];
+
+	snprintf(activity, sizeof(activity), "bgw_backfill: %s of job %s",
+			 bbf_job_phase_name(job->uninstall ? BBF_PHASE_UNINSTALL : job->phase), job->name);
+	pgstat_report_activity(STATE_RUNNING, activity);
+	bbf_shmem_report(job->name, BBF_ACT_RUNNING, NULL);
+}
+
+static bool
+is_checked(const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, checked_jobs)
+	{
+		if (strcmp(lfirst(lc), name) == 0)
+			return true;
+	}
+	return false;
+}
+
+static void
+set_checked(const char *name, bool on)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	ListCell   *lc;
+
+	foreach(lc, checked_jobs)
+	{
+		if (strcmp(lfirst(lc), name) == 0)
+		{
+			if (!on)
+			{
+				pfree(lfirst(lc));
+				checked_jobs = foreach_delete_current(checked_jobs, lc);
+			}
+			on = false;
+		}
+	}
+	if (on)
+		checked_jobs = lappend(checked_jobs, pstrdup(name));
+	MemoryContextSwitchTo(old);
+}
+
+/* Begin a transaction and read a job into the step's memory. */
+static BbfJob *
+begin_and_load(const char *name)
+{
+	BbfJob	   *job;
+
+	if (!bbf_txn_begin())
+		return NULL;
+	MemoryContextSwitchTo(step_context);
+	job = bbf_job_load(name);
+	if (job == NULL)
+		bbf_txn_commit();
+	return job;
+}
+
+/* Try a few of the rows that batches had to skip, without waiting for any. */
+static void
+try_skipped(const char *name, bool sweep)
+{
+	for (int i = 0; i < SKIPPED_AT_ONCE; i++)
+	{
+		BbfJob	   *job = begin_and_load(name);
+		bool		more;
+
+		if (job == NULL)
+			return;
+		more = bbf_walk_skipped(job, sweep, false);
+		bbf_txn_commit();
+		if (!more)
+			return;
+	}
+}
+
+/* One batch of a walk, and what follows from how it ended. */
+static TimestampTz
+walk_step(BbfJob *job)
+{
+	bool		sweep = job->phase != BBF_PHASE_FILL;
+	BbfWalkStep step = sweep ? bbf_verify_step(job) : bbf_fill_step(job);
+	int64		delay = step == BBF_WALK_MORE ? bbf_throttle_batch_delay(job) : 0;
+
+	bbf_txn_commit();
+	if (step == BBF_WALK_MORE)
+		try_skipped(job->name, sweep);
+	else if (step == BBF_WALK_SKIPPED && (job = begin_and_load(job->name)) != NULL)
+	{
+		bbf_walk_skipped(job, sweep, true);
+		bbf_txn_commit();
+	}
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay);
+}
+
+/* Build the index; when somebody else is building one, wait for our turn. */
+static TimestampTz
+index_step(BbfJob *job)
+{
+	bbf_txn_commit();
+	if (bbf_index_build(job->name))
+		return GetCurrentTimestamp();
+	bbf_outcome_wait(job->name, "another index build", INDEX_RETRY_MS);
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), INDEX_RETRY_MS);
+}
+
+/* Phase live: the index, the pending scan, then a sweep if one is due. */
+static TimestampTz
+live_step(BbfJob *job)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!bbf_index_is_there(job))
+		bbf_job_enter_phase(job, BBF_PHASE_INDEX);
+	else if (bbf_scan_is_due(job, now))
+	{
+		bbf_outcome_in_scan(true);
+		bbf_scan_run(job);
+		bbf_job_clear_retries(job);
+		bbf_txn_commit();
+		bbf_outcome_in_scan(false);
+		return now;
+	}
+	else if (bbf_verify_is_due(job, now))
+		return walk_step(job);
+	bbf_txn_commit();
+	return now;
+}
+
+/* The phase's step, in the transaction that is open; commits it. */
+static TimestampTz
+phase_step(BbfJob *job)
+{
+	switch (job->phase)
+	{
+		case BBF_PHASE_INSTALL:
+			bbf_install_run(job);
+			break;
+		case BBF_PHASE_FILL:
+		case BBF_PHASE_VERIFY:
+			return walk_step(job);
+		case BBF_PHASE_INDEX:
+			return index_step(job);
+		case BBF_PHASE_LIVE:
+			return live_step(job);
+		case BBF_PHASE_UNINSTALL:
+			break;
+	}
+	bbf_txn_commit();
+	return GetCurrentTimestamp();
+}
+
+/* The owner of the job's source, which is who may work on it. */
+static bool
+is_mine(const BbfJob *job)
+{
+	Oid			source = bbf_job_source(job);
+	BbfPair    *pair;
+
+	if (!OidIsValid(source))
+		return false;
+	pair = bbf_pair_tables(job);
+	return pair->owner == GetUserId();
+}
+
+/*
+ * One step of one job.  Returns when it is due again; 0: not until somebody
+ * changes it.
+ */
+static TimestampTz
+step(const char *name)
+{
+	BbfJob	   *job = begin_and_load(name);
+	TimestampTz due;
+
+	if (job == NULL)
+		return 0;
+	due = bbf_job_next_due(job);
+	if (!is_mine(job) || (!bbf_job_same_place(job) && !job->uninstall))
+		due = 0;
+	if (due == 0 || due > GetCurrentTimestamp())
+	{
+		bbf_txn_commit();
+		return due;
+	}
+	report(job);
+	if (job->uninstall)
+	{
+		bbf_install_undo(job);
+		bbf_txn_commit();
+		return 0;
+	}
+	if (job->phase != BBF_PHASE_INSTALL && !is_checked(name))
+	{
+		bool		well = bbf_install_check(job);
+
+		bbf_txn_commit();
+		if (well)
+			set_checked(name, true);
+		return GetCurrentTimestamp();
+	}
+	return phase_step(job);
+}
+
+/* One step, and what to do about an error in it. */
+static TimestampTz
+guarded_step(const char *name)
+{
+	volatile TimestampTz due;
+
+	MemoryContextReset(step_context);
+	MemoryContextSwitchTo(step_context);
+	PG_TRY();
+	{
+		due = step(name);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(step_context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		set_checked(name, false);
+		due = bbf_outcome_of_error(name, edata);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(step_context);
+	return due;
+}
+
+/* The names of all jobs, in a context that steps don't reset. */
+static List *
+job_names(MemoryContext context)
+{
+	List	   *names = NIL;
+	ListCell   *lc;
+
+	if (!bbf_txn_begin())
+		return NIL;
+	foreach(lc, bbf_job_names())
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		names = lappend(names, pstrdup(lfirst(lc)));
+		MemoryContextSwitchTo(old);
+	}
+	bbf_txn_commit();
+	return names;
+}
+
+/*
+ * One step of each of our due jobs.  Returns when the next step is due, 0 if
+ * none is; the job that it is due for goes to next_job.
+ */
+static TimestampTz
+take_a_turn(MemoryContext context, char *next_job)
+{
+	TimestampTz next = 0;
+	ListCell   *lc;
+
+	MemoryContextReset(context);
+	foreach(lc, job_names(context))
+	{
+		TimestampTz due;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!bbf_guc_enabled)
+			break;
+		due = guarded_step(lfirst(lc));
+		if (due != 0 && (next == 0 || due < next))
+		{
+			next = due;
+			strlcpy(next_job, lfirst(lc), NAMEDATALEN);
+		}
+	}
+	return next;
+}
+
+/* Read the configuration files again if we were told to. */
+static void
+reload(void)
+{
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+/* Take turns until nothing is due soon, or the server wants us to stop. */
+static TimestampTz
+work(void)
+{
+	MemoryContext turn_context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill turn",
+													   ALLOCSET_SMALL_SIZES);
+	TimestampTz began = GetCurrentTimestamp();
+
+	for (;;)
+	{
+		char		next_job[NAMEDATALEN];
+		TimestampTz next;
+		TimestampTz now;
+		long		delay;
+
+		CHECK_FOR_INTERRUPTS();
+		reload();
+		if (!bbf_guc_enabled)
+			return 0;
+		next = take_a_turn(turn_context, next_job);
+		now = GetCurrentTimestamp();
+		if (next == 0)
+			return 0;
+		delay = TimestampDifferenceMilliseconds(now, next);
+		if (delay > LINGER_MS ||
+			(bbf_shmem_others_wait() && TimestampDifferenceExceeds(began, now, TURN_MS)))
+			return next;
+		if (delay > 0)
+		{
+			pgstat_report_activity(STATE_IDLE, NULL);
+			bbf_shmem_report(next_job, BBF_ACT_SLEEPING, NULL);
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 delay, PG_WAIT_EXTENSION);
+			ResetLatch(MyLatch);
+		}
+	}
+}
+
+/* A worker's main function. */
+void
+bbf_worker_main(Datum main_arg)
+{
+	BbfLaunch	launch;
+
+	if (bbf_launcher_attach(main_arg, &launch) == NULL)
+		return;
+	BackgroundWorkerInitializeConnectionByOid(launch.datid, launch.owner, 0);
+	bbf_txn_set_owner(launch.owner);
+	step_context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill step",
+										 ALLOCSET_DEFAULT_SIZES);
+	bbf_shmem_set_next_due(launch.datid, work());
+	bbf_shmem_say_goodbye();
+}
