@@ -39,9 +39,10 @@ bench_search()
 	wait_phase run live
 	end=$(wc -c <"$log")
 
-	tail -c +$((begin + 1)) "$log" | head -c $((fill_end - begin)) >"$scratch/fill.log"
-	tail -c +$((begin + 1)) "$log" | head -c $((end - begin)) >"$scratch/live.log"
-	values=$(perl "$here/plans.pl" events event_embeddings "$scratch/fill.log" 2>"$scratch/notes")
+	head -c "$fill_end" "$log" | tail -c +$((begin + 1)) >"$scratch/fill.log"
+	head -c "$end" "$log" | tail -c +$((begin + 1)) >"$scratch/live.log"
+	values=$(perl "$here/plans.pl" events event_embeddings "$scratch/fill.log" 2>"$scratch/notes") ||
+		fail "$(cat "$scratch/notes")"
 	sed 's/^/   /' "$scratch/notes"
 	read -r batches first last spread longest <<<"$values"
 	row "search: buffers per examined row, max / min ($batches batches)" \
