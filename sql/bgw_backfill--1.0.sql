@@ -218,7 +218,10 @@ CREATE VIEW bgw_backfill.visible_job WITH (security_barrier) AS
 SELECT j.*, coalesce(c.relowner, r.oid) AS owner_oid
 FROM bgw_backfill.job j
 	LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
-		ON n.nspname = j.source_schema AND c.relname = j.source_name
+		ON CASE WHEN j.database_oid = (SELECT d.oid FROM pg_catalog.pg_database d
+				WHERE d.datname = pg_catalog.current_database())
+			THEN c.oid = j.source_oid
+			ELSE n.nspname = j.source_schema AND c.relname = j.source_name END
 	LEFT JOIN pg_catalog.pg_roles r ON r.rolname = j.owner
 WHERE pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')
 	OR pg_catalog.pg_has_role(coalesce(c.relowner, r.oid), 'MEMBER');

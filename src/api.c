@@ -38,7 +38,7 @@ refuse_in_recovery(const char *function)
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("cannot execute bgw_backfill.%s() during recovery", function),
 				 errhint("Call it on the primary.")));
-	PreventCommandIfReadOnly(function);
+	PreventCommandIfReadOnly(psprintf("bgw_backfill.%s()", function));
 }
 
 /* Warn at CREATE EXTENSION that nothing would run; a restore must go on. */

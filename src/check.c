@@ -17,6 +17,7 @@
 #include "catalog/pg_type.h"
 #include "check.h"
 #include "commands/tablespace.h"
+#include "commands/trigger.h"
 #include "compat.h"
 #include "expr.h"
 #include "identity.h"
@@ -25,6 +26,7 @@
 #include "txn.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 /* A name that the job's objects can be made of, and that is not in use. */
 static void
@@ -51,13 +53,32 @@ check_name(const BbfJob *job, Oid schema)
 	{
 		char	   *object = bbf_job_object(job, suffixes[i]);
 
-		if (OidIsValid(get_relname_relid(object, schema)))
+		if (OidIsValid(get_relname_relid(object, schema)) ||
+			OidIsValid(GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum(object),
+									   ObjectIdGetDatum(schema))))
 			ereport(ERROR,
 					(errcode(ERRCODE_DUPLICATE_TABLE),
-					 errmsg("relation \"%s\" already exists", object),
+					 errmsg("relation or type \"%s\" already exists", object),
 					 errdetail("The job's objects are named after it."),
 					 errhint("Give another name as job => '...'.")));
 	}
+}
+
+/* The owner's right on a schema. */
+static void
+check_schema(Oid schema, Oid owner, AclMode right, const char *right_name)
+{
+	const char *schema_name = get_namespace_name(schema);
+	const char *role = GetUserNameFromId(owner, false);
+
+	if (bbf_schema_aclcheck(schema, owner, right) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" has no %s privilege on schema \"%s\"",
+						role, right_name, schema_name),
+				 errdetail("The job's objects are made beside the source, as its owner."),
+				 errhint("Use GRANT USAGE, CREATE ON SCHEMA %s TO %s.",
+						 quote_identifier(schema_name), quote_identifier(role))));
 }
 
 /* The owner: of both tables, the caller's role, able to connect and create. */
@@ -89,15 +110,9 @@ check_owner(BbfJob *job, Relation source, Relation target)
 				 errmsg("%s", problem),
 				 errdetail("The worker connects as the owner of the tables."),
 				 errhint("%s", hint)));
-	if (bbf_schema_aclcheck(schema, owner, ACL_USAGE | ACL_CREATE) != ACLCHECK_OK ||
-		bbf_schema_aclcheck(schema, owner, ACL_CREATE) != ACLCHECK_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\" has no CREATE privilege on schema \"%s\"",
-						name, get_namespace_name(schema)),
-				 errdetail("The job's objects are made beside the source, as its owner."),
-				 errhint("Use GRANT USAGE, CREATE ON SCHEMA %s TO %s.",
-						 quote_identifier(get_namespace_name(schema)), quote_identifier(name))));
+	check_schema(schema, owner, ACL_USAGE, "USAGE");
+	check_schema(schema, owner, ACL_CREATE, "CREATE");
+	check_schema(RelationGetNamespace(target), owner, ACL_USAGE, "USAGE");
 	if (OidIsValid(tablespace) &&
 		bbf_tablespace_aclcheck(tablespace, owner, ACL_CREATE) != ACLCHECK_OK)
 		ereport(ERROR,
@@ -180,6 +195,26 @@ check_flag_is_free(const BbfJob *job)
 				 errhint("Name another flag_column.")));
 }
 
+/* Is somebody else's trigger in the way of one of ours? */
+static void
+check_trigger_names(List *triggers)
+{
+	ListCell   *lc;
+
+	foreach(lc, triggers)
+	{
+		BbfTriggerDef *def = lfirst(lc);
+
+		if (OidIsValid(get_trigger_oid(def->relid, def->name, true)))
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg("trigger \"%s\" of table \"%s\" already exists",
+							def->name, get_rel_name(def->relid)),
+					 errdetail("The job's triggers are named after it."),
+					 errhint("Drop it, or give another name as job => '...'.")));
+	}
+}
+
 static Relation
 open_table(Oid relid, const char *what)
 {
@@ -202,6 +237,7 @@ bbf_check_job(BbfJob *job)
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
 	Relation	source = open_table(job->source_oid, "source");
 	Relation	target = open_table(job->target_oid, "target");
+	BbfPair    *pair;
 
 	bbf_shape_check_table(source, "source");
 	bbf_shape_check_table(target, "target");
@@ -226,8 +262,9 @@ bbf_check_job(BbfJob *job)
 	if (job->match_where)
 		job->match_where = bbf_expr_canonical(job->match_where, job->target_oid,
 											  "match_where", NULL);
-	(void) bbf_pair_load(job);
+	pair = bbf_pair_load(job);
 	mode->check(job, source, target);
+	check_trigger_names(mode->triggers(job, pair));
 	check_flag_is_free(job);
 
 	relation_close(target, AccessShareLock);
@@ -271,7 +308,8 @@ bbf_check_report(const BbfJob *job)
 							quote_identifier(bbf_job_object(job, "pending_idx")))));
 	ereport(NOTICE, (errmsg("about %.0f source rows would be walked in about %.0f batches of %d; about %.0f rows would be written",
 							source_rows, Max(1, (source_rows + batch_size - 1) / batch_size), batch_size,
-							pair->target_key_unique ? Max(source_rows - target_rows, 0) : source_rows)));
+							pair->target_key_unique && !job->match_where ?
+							Max(source_rows - target_rows, 0) : source_rows)));
 	if (job->pending_where)
 		ereport(NOTICE, (errmsg("pending_where: %s", job->pending_where)));
 	if (job->match_where)

@@ -36,6 +36,7 @@ raw_expression(const char *text, const char *argument)
 	List	   *parsed = raw_parser(text, RAW_PARSE_PLPGSQL_EXPR);
 	SelectStmt *select = (SelectStmt *) linitial_node(RawStmt, parsed)->stmt;
 	ResTarget  *target;
+	ColumnRef  *column;
 
 	if (list_length(parsed) != 1 || !IsA(select, SelectStmt) ||
 		list_length(select->targetList) != 1 ||
@@ -45,7 +46,9 @@ raw_expression(const char *text, const char *argument)
 		select->limitOffset || select->limitCount || select->lockingClause ||
 		select->withClause || select->op != SETOP_NONE ||
 		(target = linitial_node(ResTarget, select->targetList))->name != NULL ||
-		target->indirection != NIL)
+		target->indirection != NIL ||
+		(IsA(target->val, ColumnRef) &&
+		 (column = (ColumnRef *) target->val, IsA(llast(column->fields), A_Star))))
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR),
 				 errmsg("%s is not a single expression", argument),
@@ -54,10 +57,27 @@ raw_expression(const char *text, const char *argument)
 	return target->val;
 }
 
+/* what an error while parsing a condition is about */
+typedef struct ParseContext
+{
+	const char *text;
+	const char *what;
+} ParseContext;
+
+/* An error's position is one in the condition, not in the caller's statement. */
 static void
 parse_error_callback(void *arg)
 {
-	errcontext("%s", (char *) arg);
+	ParseContext *context = arg;
+	int			position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(context->text);
+	}
+	errcontext("%s", context->what);
 }
 
 /* Parse a condition over the columns of one relation. */
@@ -68,12 +88,15 @@ analyze(const char *text, Relation rel, const char *argument)
 	ParseNamespaceItem *item;
 	ErrorContextCallback errcallback;
 	Node	   *expr;
+	ParseContext context = {text,
+	psprintf("%s of a job on table \"%s\"", argument, RelationGetRelationName(rel))};
 
 	errcallback.callback = parse_error_callback;
-	errcallback.arg = psprintf("%s of a job on table \"%s\"", argument, RelationGetRelationName(rel));
+	errcallback.arg = &context;
 	errcallback.previous = error_context_stack;
 	error_context_stack = &errcallback;
 
+	pstate->p_sourcetext = text;
 	item = addRangeTableEntryForRelation(pstate, rel, AccessShareLock, NULL, false, true);
 	addNSItemToQuery(pstate, item, true, true, true);
 	expr = transformExpr(pstate, raw_expression(text, argument), EXPR_KIND_INDEX_PREDICATE);
@@ -101,7 +124,9 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 	int			nestlevel;
 	char	   *result;
 
-	if (contain_mutable_functions((Node *) expression_planner((Expr *) copyObject(expr))))
+	/* before the planner inlines a function's body, and after it sees defaults */
+	if (contain_mutable_functions(expr) ||
+		contain_mutable_functions((Node *) expression_planner((Expr *) copyObject(expr))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
 				 errmsg("functions in %s must be marked IMMUTABLE", argument),

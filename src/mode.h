@@ -54,7 +54,11 @@ typedef struct BbfMode
 	char	   *(*decide) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*undecided) (const BbfJob *job, const BbfPair *pair);
 
-	/* the triggers, in two statements each; see trigger.c */
+	/*
+	 * The triggers' statements; see trigger.c.  target_settle_new may be NULL:
+	 * there is no short way.
+	 */
+	char	   *(*target_settle_new) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_lock) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_settle) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*source_lock_matches) (const BbfJob *job, const BbfPair *pair);

@@ -24,6 +24,9 @@
  * trigger comes after.  If the insert committed between the batch's candidate
  * search and its lock, the search's answer is old, but the decision's is not.
  *
+ * An insert's trigger has a short way, for rows whose flag it finds false: see
+ * column_target_settle_new().
+ *
  * R2, a target delete against a batch: the same with false.  The batch can only
  * see the match as long as the delete is not committed, and the delete's
  * trigger locks the row before that.
@@ -133,6 +136,14 @@ column_check(const BbfJob *job, Relation source, Relation target)
 				 errmsg("column \"%s\" of table \"%s\" is a generated column",
 						job->flag_column, RelationGetRelationName(source)),
 				 errhint("Name another flag_column; it is added if it does not exist.")));
+	if (!att.attnotnull &&
+		bbf_shape_has_constraint(RelationGetRelid(source), bbf_job_object(job, "bbf_notnull")))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("constraint \"%s\" of table \"%s\" already exists",
+						bbf_job_object(job, "bbf_notnull"), RelationGetRelationName(source)),
+				 errdetail("A job makes and drops one of that name."),
+				 errhint("Drop it, or give another name as job => '...'.")));
 	if (strcmp(job->flag_column, job->source_key) == 0 ||
 		(job->group_by && strcmp(job->flag_column, job->group_by) == 0))
 		ereport(ERROR,
@@ -247,16 +258,21 @@ column_triggers(const BbfJob *job, const BbfPair *pair)
 					   psprintf("UPDATE ON %s FOR EACH ROW WHEN (%s)", m, target_changed),
 					   "target_changed", ", 'row'");
 
-	/* a row that takes another key takes another answer, foreign key or not */
-	list = add_trigger(list, job, pair->source, "bbf_srccol", 'O',
-					   psprintf("UPDATE ON %s FOR EACH ROW WHEN (%s)", s, key_changed),
-					   "source_changed", "");
-	list = add_trigger(list, job, pair->source, "bbf_srcupd", 'O',
-					   psprintf("UPDATE ON %s FOR EACH STATEMENT", s),
-					   "source_changed", "");
-	list = add_trigger(list, job, pair->source, "bbf_srcrup", 'R',
-					   psprintf("UPDATE ON %s FOR EACH ROW WHEN (%s)", s, key_changed),
-					   "source_changed", ", 'row'");
+	/*
+	 * A row that takes another key takes another answer, foreign key or not.
+	 * Settled at once, row by row: the statement holds its rows already.  An
+	 * UPDATE that does not name the key costs nothing, unless a BEFORE trigger
+	 * might change it all the same.
+	 */
+	if (bbf_shape_has_before_update(pair->source))
+		list = add_trigger(list, job, pair->source, "bbf_srcany", 'A',
+						   psprintf("UPDATE ON %s FOR EACH ROW WHEN (%s)", s, key_changed),
+						   "source_changed", ", 'row'");
+	else
+		list = add_trigger(list, job, pair->source, "bbf_srckey", 'A',
+						   psprintf("UPDATE OF %s ON %s FOR EACH ROW WHEN (%s)",
+									pair->source_key, s, key_changed),
+						   "source_changed", ", 'row'");
 	if (!pair->has_foreign_key)
 	{
 		list = add_trigger(list, job, pair->source, "bbf_srcins", 'O',
@@ -447,10 +463,14 @@ static char *
 column_decide(const BbfJob *job, const BbfPair *pair)
 {
 	char	   *match = bbf_pair_match(pair, "s");
+	FormData_pg_attribute att;
+	bool		never_null = flag_attribute(job, pair->source, &att) && att.attnotnull;
 
 	return psprintf("UPDATE ONLY %s s SET %s = %s"
 					" WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1) AND s.%s IS DISTINCT FROM %s",
-					pair->source_sql, flag(job), match, flag(job), match);
+					pair->source_sql, flag(job),
+					never_null ? psprintf("NOT s.%s", flag(job)) : match,
+					flag(job), match);
 }
 
 /* Rows that the update above should have written, and that are still there. */
@@ -460,6 +480,25 @@ column_undecided(const BbfJob *job, const BbfPair *pair)
 	return psprintf("SELECT s.%s FROM ONLY %s s WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1)"
 					" AND s.%s IS DISTINCT FROM %s LIMIT 1",
 					pair->source_key, pair->source_sql, flag(job), bbf_pair_match(pair, "s"));
+}
+
+/*
+ * The short way for an insert into the target: write true where the flag is not.
+ * It locks what it writes, and needs no look for a match, before or after: the
+ * match is the row just inserted, which nobody else can take away before we
+ * commit, and trigger.c takes this way only while this transaction has removed
+ * none.  A row that it does not write (the flag was true already, in the
+ * statement's snapshot or after a wait) is not settled: if there is one, the
+ * trigger goes the long way.
+ */
+static char *
+column_target_settle_new(const BbfJob *job, const BbfPair *pair)
+{
+	if (pair->match_where)
+		return NULL;			/* the row may be no match */
+	return psprintf("UPDATE ONLY %s s SET %s = true WHERE s.%s %s ANY ($1) AND s.%s IS NOT TRUE",
+					pair->source_sql, flag(job), pair->source_key, pair->source_eq_target,
+					flag(job));
 }
 
 static char *
@@ -527,6 +566,7 @@ const BbfMode bbf_mode_column = {
 	.lock = column_lock,
 	.decide = column_decide,
 	.undecided = column_undecided,
+	.target_settle_new = column_target_settle_new,
 	.target_lock = column_target_lock,
 	.target_settle = column_decide,
 	.source_lock_matches = column_source_lock_matches,

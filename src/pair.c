@@ -19,7 +19,9 @@
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "expr.h"
+#include "miscadmin.h"
 #include "pair.h"
+#include "postmaster/bgworker.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -37,14 +39,15 @@ typedef struct KeyIndex
 
 /*
  * Find a btree index that begins with a column: a unique one on that column
- * alone if there is one.  Partial and invalid ones don't count.
+ * alone if there is one, and one like another table's if there is one.  Partial
+ * and invalid ones don't count.  like: NULL, or what the other one is.
  */
 static bool
-find_key_index(Relation rel, AttrNumber attno, KeyIndex *found)
+find_key_index(Relation rel, AttrNumber attno, const KeyIndex *like, KeyIndex *found)
 {
 	List	   *indexes = RelationGetIndexList(rel);
 	ListCell   *lc;
-	bool		any = false;
+	int			best = 0;
 
 	foreach(lc, indexes)
 	{
@@ -55,21 +58,22 @@ find_key_index(Relation rel, AttrNumber attno, KeyIndex *found)
 		heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL);
 		bool		unique = usable && form->indisunique && form->indimmediate &&
 		form->indnkeyatts == 1;
+		bool		alike = usable && like && index->rd_opfamily[0] == like->opfamily &&
+		index->rd_indcollation[0] == like->collation;
+		int			rank = usable ? 1 + (unique ? 1 : 0) + (alike ? 2 : 0) : 0;
 
-		if (usable && (!any || unique))
+		if (rank > best)
 		{
 			found->opfamily = index->rd_opfamily[0];
 			found->opcintype = index->rd_opcintype[0];
 			found->collation = index->rd_indcollation[0];
 			found->unique = unique;
-			any = true;
+			best = rank;
 		}
 		index_close(index, AccessShareLock);
-		if (unique)
-			break;
 	}
 	list_free(indexes);
-	return any;
+	return best > 0;
 }
 
 /* "OPERATOR(schema.=)" for an operator. */
@@ -133,14 +137,14 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 	pair->key_type = getBaseType(get_atttype(pair->source, pair->source_key_att));
 	pair->target_key_type = getBaseType(get_atttype(pair->target, pair->target_key_att));
 
-	if (!find_key_index(source, pair->source_key_att, &skey) || !skey.unique)
+	if (!find_key_index(source, pair->source_key_att, NULL, &skey) || !skey.unique)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("source key \"%s\" of table \"%s\" has no unique index of its own",
 						job->source_key, RelationGetRelationName(source)),
 				 errdetail("The walk over the source needs a valid, immediate, unique btree index on that column alone, without a condition."),
 				 errhint("Use CREATE UNIQUE INDEX CONCURRENTLY, or name another column as source_key.")));
-	if (!find_key_index(target, pair->target_key_att, &tkey))
+	if (!find_key_index(target, pair->target_key_att, &skey, &tkey))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("no index of table \"%s\" begins with the target key \"%s\"",
@@ -274,7 +278,8 @@ bbf_pair_tables(const BbfJob *job)
 
 /*
  * Read the pair of a job.  An error if a table, a column or an index that the
- * job needs is not there.  Takes no lock that outlives the call.
+ * job needs is not there.  A worker keeps its locks on the tables, so that the
+ * names hold until it commits; elsewhere no lock outlives the call.
  */
 BbfPair *
 bbf_pair_load(const BbfJob *job)
@@ -296,6 +301,12 @@ bbf_pair_load(const BbfJob *job)
 						job->target_schema, job->target_name, job->name),
 				 errhint("Use bgw_backfill.untrack('%s') to end the job.", job->name)));
 
+	/* names as they are under the lock */
+	pair->owner = source->rd_rel->relowner;
+	pair->schema = get_namespace_name(RelationGetNamespace(source));
+	pair->source_sql = quote_qualified_identifier(pair->schema, RelationGetRelationName(source));
+	pair->target_sql = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(target)),
+												  RelationGetRelationName(target));
 	load_keys(pair, job, source, target);
 	load_group(pair, job, source);
 	source_att = pair->source_key_att;
@@ -304,8 +315,8 @@ bbf_pair_load(const BbfJob *job)
 	pair->pending_where = bbf_expr_deparse(job->pending_where, pair->source, "s");
 	pair->match_where = bbf_expr_deparse(job->match_where, pair->target, "m");
 
-	table_close(target, AccessShareLock);
-	table_close(source, AccessShareLock);
+	table_close(target, IsBackgroundWorker ? NoLock : AccessShareLock);
+	table_close(source, IsBackgroundWorker ? NoLock : AccessShareLock);
 	return pair;
 }
 

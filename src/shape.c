@@ -16,6 +16,7 @@
 #include "executor/executor.h"
 #include "optimizer/plancat.h"
 #include "rewrite/rewriteHandler.h"
+#include "storage/bufmgr.h"
 #include "shape.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -141,6 +142,17 @@ bbf_shape_equal_is_identical(Oid relid, AttrNumber attno)
 		DatumGetBool(OidFunctionCall1Coll(proc, collation, ObjectIdGetDatum(type->btree_opintype)));
 }
 
+/* Does the table have a row trigger that could change a row being updated? */
+bool
+bbf_shape_has_before_update(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	bool		result = rel->trigdesc && rel->trigdesc->trig_update_before_row;
+
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
 /* The number of rows, without counting them. */
 double
 bbf_shape_estimate_rows(Oid relid)
@@ -151,6 +163,8 @@ bbf_shape_estimate_rows(Oid relid)
 	double		allvisfrac;
 
 	estimate_rel_size(rel, NULL, &pages, &tuples, &allvisfrac);
+	if (RelationGetNumberOfBlocks(rel) == 0)
+		tuples = 0;				/* the planner takes no table for empty */
 	table_close(rel, AccessShareLock);
 	return tuples;
 }

@@ -241,16 +241,26 @@ detach(int code, Datum arg)
 
 /*
  * Take the slot that the launcher chose for this process.  NULL if the
- * launcher has given it to somebody else meanwhile.
+ * launcher has given it to somebody else meanwhile, or the database is to be left
+ * alone.
  */
 BbfSlot *
 bbf_shmem_attach(int slotno, uint64 generation)
 {
 	BbfSlot    *slot = &bbf_shared->slots[slotno];
+	BbfDatabase *db;
 
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
 	if (slot->kind == BBF_SLOT_FREE || slot->generation != generation || slot->exited)
 	{
+		LWLockRelease(bbf_shared->lock);
+		return NULL;
+	}
+	db = find_database(slot->datid, false);
+	if (db && db->drained_by != 0)
+	{
+		/* on its way when the others were asked to leave */
+		slot->exited = slot->clean = true;
 		LWLockRelease(bbf_shared->lock);
 		return NULL;
 	}

@@ -6,7 +6,12 @@
  * those keys with two saved statements of the job's mode: one that locks, one
  * that decides with a snapshot taken after the locks (GetLatestSnapshot, as
  * foreign-key checks do, so that a repeatable-read caller decides right: R8).
- * Both are always run: a trigger that looked first and did nothing because the
+ * An insert first tries a statement that does both for rows whose answer it
+ * changes; unless that was all of them, it goes on with the two.  (Not after a
+ * statement of this transaction has deleted or changed target rows: that may
+ * have been a trigger or a function that the insert itself called, before us.)
+ * No row is left
+ * without a lock: a trigger that looked first and did nothing because the
  * flag was right already would hold no lock, and a batch that decides at the
  * same time with an older view would win (R1).
  *
@@ -54,8 +59,10 @@
 #include "utils/datum.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/plancache.h"
 #include "utils/snapmgr.h"
 #include "utils/typcache.h"
 #include "wake.h"
@@ -94,6 +101,7 @@ typedef struct ServedJob
 	Oid			owner;
 	KeyColumn	source_key;
 	KeyColumn	target_key;
+	SPIPlanPtr	target_settle_new;
 	SPIPlanPtr	target_lock;
 	SPIPlanPtr	target_settle;
 	SPIPlanPtr	source_lock_matches;
@@ -111,6 +119,7 @@ typedef struct KeySet
 {
 	char		job[NAMEDATALEN];
 	bool		of_source;
+	bool		removed;		/* target rows were deleted or changed */
 	Datum	   *keys;
 	int			n;
 	int			size;
@@ -178,16 +187,24 @@ init_key(KeyColumn *key, AttrNumber attno, Oid type, Oid collation, MemoryContex
 	fmgr_info_cxt(cached->cmp_proc, &key->cmp, context);
 }
 
-/* Save a statement for good, with a plan that does not depend on its keys. */
+/*
+ * Save a statement for good, planned here and now, once for all keys: by the
+ * index on the key or by place, never by reading a table or in the heap's order
+ * (which would lock rows in that order), however small the table is today.
+ */
 static SPIPlanPtr
 save_plan(const char *sql, int nargs, Oid *types)
 {
 	SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
+	CachedPlan *cplan;
 
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare_cursor returned %s for \"%s\"",
 			 SPI_result_code_string(SPI_result), sql);
 	SPI_keepplan(plan);
+	cplan = SPI_plan_get_cached_plan(plan);
+	if (cplan)
+		ReleaseCachedPlan(cplan, CurrentResourceOwner);
 	return plan;
 }
 
@@ -208,6 +225,7 @@ build(ServedJob *served, const char *name)
 	const BbfMode *mode;
 	BbfPair    *pair;
 	char	   *missing;
+	char	   *short_way;
 	Oid			types[2];
 	Oid			save_userid;
 	int			save_context;
@@ -237,7 +255,13 @@ build(ServedJob *served, const char *name)
 
 	become(served->owner, &save_userid, &save_context);
 	nestlevel = bbf_txn_pin();
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	types[0] = served->target_key.array_type;
+	if ((short_way = mode->target_settle_new(job, pair)) != NULL)
+		served->target_settle_new = save_plan(short_way, 1, types);
 	served->target_lock = save_plan(mode->target_lock(job, pair), 1, types);
 	types[0] = TIDARRAYOID;
 	served->target_settle = save_plan(mode->target_settle(job, pair), 1, types);
@@ -249,21 +273,39 @@ build(ServedJob *served, const char *name)
 	SetUserIdAndSecContext(save_userid, save_context);
 }
 
+/* The entry's saved statements. */
+#define SERVED_PLANS(served) \
+	{(served)->target_settle_new, (served)->target_lock, (served)->target_settle, \
+	 (served)->source_lock_matches, (served)->source_settle}
+
 /* Free an entry's memory and plans, once nobody uses it. */
 static void
 release(ServedJob *served)
 {
+	SPIPlanPtr	plans[] = SERVED_PLANS(served);
+
 	if (--served->references > 0)
 		return;
-	if (served->target_lock)
-		SPI_freeplan(served->target_lock);
-	if (served->target_settle)
-		SPI_freeplan(served->target_settle);
-	if (served->source_lock_matches)
-		SPI_freeplan(served->source_lock_matches);
-	if (served->source_settle)
-		SPI_freeplan(served->source_settle);
+	for (int i = 0; i < (int) lengthof(plans); i++)
+	{
+		if (plans[i])
+			SPI_freeplan(plans[i]);
+	}
 	MemoryContextDelete(served->context);
+}
+
+/* Can the entry be used as it is?  A plan's own dependencies count as well. */
+static bool
+is_current(const ServedJob *served)
+{
+	SPIPlanPtr	plans[] = SERVED_PLANS(served);
+
+	for (int i = 0; i < (int) lengthof(plans); i++)
+	{
+		if (plans[i] && !SPI_plan_is_valid(plans[i]))
+			return false;
+	}
+	return !served->stale;
 }
 
 /* What lets a write pass rather than fail it. */
@@ -364,7 +406,7 @@ serve(const char *name, Relation rel, bool of_source)
 	entry = hash_search(cache, name, HASH_ENTER, &found);
 	if (!found)
 		entry->served = NULL;
-	if (entry->served && entry->served->stale)
+	if (entry->served && !is_current(entry->served))
 	{
 		ServedJob  *old = entry->served;
 
@@ -445,13 +487,13 @@ read_transition_table(Tuplestorestate *rows, Relation rel, const KeyColumn *colu
 static uint64
 execute(SPIPlanPtr plan, Datum *values, int expected)
 {
-	int			nestlevel = bbf_txn_pin();
+	MemoryContext context = CurrentMemoryContext;
 	int			rc = SPI_execute_snapshot(plan, values, NULL, GetLatestSnapshot(),
 										  InvalidSnapshot, false, true, 0);
 
+	MemoryContextSwitchTo(context);
 	if (rc != expected)
 		elog(ERROR, "SPI_execute_snapshot returned %s", SPI_result_code_string(rc));
-	bbf_txn_unpin(nestlevel);
 	return SPI_processed;
 }
 
@@ -480,10 +522,13 @@ key_array(const KeyColumn *column, Datum *keys, int n)
 
 /* Settle the source rows of some keys of the target. */
 static void
-settle_target_keys(const ServedJob *served, Datum *keys, int n)
+settle_target_keys(const ServedJob *served, Datum *keys, int n, bool inserted)
 {
 	Datum		values[1] = {key_array(&served->target_key, keys, n)};
 
+	if (inserted && served->target_settle_new &&
+		execute(served->target_settle_new, values, SPI_OK_UPDATE) == (uint64) n)
+		return;
 	if (execute(served->target_lock, values, SPI_OK_SELECT) == 0)
 		return;
 	values[0] = returned_array(TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT);
@@ -504,9 +549,13 @@ settle_source_keys(const ServedJob *served, Datum *keys, int n)
 	execute(served->source_settle, values, SPI_OK_UPDATE);
 }
 
-/* Settle a set of keys, in key order. */
+/*
+ * Settle a set of keys, in key order.  No user's code runs between the pin and
+ * the plan of the last statement of a chunk but the owner's own, whose rights
+ * these are.
+ */
 static void
-settle(ServedJob *served, KeySet *set, bool of_source)
+settle(ServedJob *served, KeySet *set, bool of_source, bool inserted)
 {
 	KeyColumn  *column = of_source ? &served->source_key : &served->target_key;
 	Oid			save_userid;
@@ -522,11 +571,13 @@ settle(ServedJob *served, KeySet *set, bool of_source)
 	for (int i = 0; i < set->n; i += KEYS_AT_ONCE)
 	{
 		int			n = Min(KEYS_AT_ONCE, set->n - i);
+		int			nestlevel = bbf_txn_pin();
 
 		if (of_source)
 			settle_source_keys(served, set->keys + i, n);
 		else
-			settle_target_keys(served, set->keys + i, n);
+			settle_target_keys(served, set->keys + i, n, inserted);
+		bbf_txn_unpin(nestlevel);
 	}
 	SPI_finish();
 	SetUserIdAndSecContext(save_userid, save_context);
@@ -565,6 +616,15 @@ collecting(const char *job, bool of_source, bool create)
 	collected = lappend(collected, set);
 	MemoryContextSwitchTo(old);
 	return set;
+}
+
+/* Has this transaction deleted or changed rows of the job's target? */
+static bool
+has_removed(const char *job)
+{
+	KeySet	   *set = collecting(job, false, false);
+
+	return set && set->removed;
 }
 
 /* Add the keys of one row of an event. */
@@ -623,6 +683,8 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 		return PointerGetDatum(NULL);
 	}
 	column = of_source ? &served->source_key : &served->target_key;
+	if (!of_source && !TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+		collecting(name, false, true)->removed = true;
 
 	if (per_row && update && trigdata->tg_trigger->tgnargs == 1)
 	{
@@ -646,7 +708,8 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 			read_transition_table(trigdata->tg_newtable, trigdata->tg_relation, column, &set);
 		else if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) && trigdata->tg_oldtable)
 			read_transition_table(trigdata->tg_oldtable, trigdata->tg_relation, column, &set);
-		settle(served, &set, of_source);
+		settle(served, &set, of_source,
+			   TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) && !has_removed(name));
 	}
 	release(served);
 	return PointerGetDatum(NULL);

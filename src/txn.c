@@ -248,10 +248,11 @@ bbf_txn_utility(const char *sql)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill utility",
 												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
 	PlannedStmt *pstmt;
 	RawStmt    *raw;
 	List	   *parsed;
+
+	MemoryContextSwitchTo(context);
 
 	PG_TRY();
 	{
@@ -268,10 +269,11 @@ bbf_txn_utility(const char *sql)
 					   NULL, NULL, None_Receiver, NULL);
 		if (ActiveSnapshotSet())
 			PopActiveSnapshot();
-		MemoryContextSwitchTo(old);
 	}
 	PG_FINALLY();
 	{
+		/* the caller's context may have gone with the statement's commits */
+		MemoryContextSwitchTo(TopMemoryContext);
 		MemoryContextDelete(context);
 	}
 	PG_END_TRY();
@@ -334,9 +336,7 @@ bbf_txn_lock_timeout(int timeout_ms)
  * Pin what the next statement relies on, in a level of its own; returns the
  * level for bbf_txn_unpin().  To be used around each single statement that
  * runs with other rights than the caller's: a trigger that the statement
- * before it fired may have set the search path.  A plan that is made meanwhile
- * must not read a whole table: a saved one would still do so when the table has
- * grown.
+ * before it fired may have set the search path.
  */
 int
 bbf_txn_pin(void)
@@ -344,8 +344,6 @@ bbf_txn_pin(void)
 	int			nestlevel = NewGUCNestLevel();
 
 	(void) set_config_option("search_path", BBF_SEARCH_PATH, PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	return nestlevel;
 }
@@ -360,14 +358,17 @@ bbf_txn_unpin(int nestlevel)
 /*
  * Run a statement as the current user, planned for its parameters.  Returns
  * the number of rows; rows returned are in SPI_tuptable.  expected: the SPI_OK_*
- * that must come back.
+ * that must come back.  The caller's memory context stays the current one: SPI
+ * would leave its own, which ends with the transaction.
  */
 uint64
 bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
 			const char *nulls, int expected)
 {
+	MemoryContext context = CurrentMemoryContext;
 	int			rc = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
 
+	MemoryContextSwitchTo(context);
 	if (rc != expected)
 		elog(ERROR, "SPI returned %s for \"%s\"", SPI_result_code_string(rc), sql);
 	return SPI_processed;
@@ -381,7 +382,9 @@ static uint64
 sql_latest(const char *sql, int nargs, Oid *types, Datum *values,
 		   const char *nulls, int expected)
 {
+	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = SPI_prepare(sql, nargs, types);
+	uint64		processed;
 	int			rc;
 
 	if (plan == NULL)
@@ -390,8 +393,10 @@ sql_latest(const char *sql, int nargs, Oid *types, Datum *values,
 							  false, true, 0);
 	if (rc != expected)
 		elog(ERROR, "SPI returned %s for \"%s\"", SPI_result_code_string(rc), sql);
+	processed = SPI_processed;
 	SPI_freeplan(plan);
-	return SPI_processed;
+	MemoryContextSwitchTo(context);
+	return processed;
 }
 
 /*

@@ -53,15 +53,13 @@ has_reached(const char *name, BbfPhase wanted)
 		elog(ERROR, "job \"%s\" has no valid phase", name);
 	state = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
 	last_error = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3);
-	if (wanted != BBF_PHASE_UNINSTALL && phase >= wanted)
-		return true;
 	if (strcmp(state, "failed") == 0 || strcmp(state, "held") == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("job \"%s\" is %s", name, state),
 				 last_error ? errdetail_internal("%s", last_error) : 0,
 				 errhint("Use bgw_backfill.resume('%s') when the cause is gone.", name)));
-	return false;
+	return wanted != BBF_PHASE_UNINSTALL && phase >= wanted;
 }
 
 /* Let go of the snapshot and sleep for a moment. */

@@ -170,7 +170,7 @@ median_ratio()
 {
 	local list
 	mapfile -t list < <(ratios "$1" "$2")
-	median "${list[@]}"
+	printf '%.3f\n' "$(median "${list[@]}")"
 }
 
 # Is the value within its bound? $1: value, $2: <= or >=, $3: bound.
