@@ -59,6 +59,7 @@ CREATE TABLE bgw_backfill.job_state (
 	batches			bigint NOT NULL DEFAULT 0,
 	batch_size		integer NOT NULL DEFAULT 0,
 	batch_ms		double precision,
+	batch_at		timestamptz,
 	rows_per_second	double precision,
 	started_at		timestamptz NOT NULL DEFAULT now(),
 	phase_started_at timestamptz NOT NULL DEFAULT now(),
@@ -78,6 +79,7 @@ CREATE TABLE bgw_backfill.job_state (
 	scan_cycle		bigint NOT NULL DEFAULT 0,
 	scan_group		text,
 	retries			integer NOT NULL DEFAULT 0,
+	waits			integer NOT NULL DEFAULT 0,
 	retry_at		timestamptz,
 	waiting_for		text,
 	waiting_since	timestamptz,
@@ -88,6 +90,7 @@ CREATE TABLE bgw_backfill.job_state (
 COMMENT ON TABLE bgw_backfill.job_state IS 'progress of each job, committed by the batch that made it';
 COMMENT ON COLUMN bgw_backfill.job_state.generation IS 'raised by everything that restarts a walk; a batch of an older generation leaves no trace here';
 COMMENT ON COLUMN bgw_backfill.job_state.walk_cursor IS 'last key of the source that the current walk is done with, as text';
+COMMENT ON COLUMN bgw_backfill.job_state.batch_at IS 'end of the last batch; the next one is due batch_sleep later';
 COMMENT ON COLUMN bgw_backfill.job_state.high_mark IS 'key at which the current walk ends, as text';
 
 CREATE TABLE bgw_backfill.job_skipped (
@@ -123,6 +126,7 @@ SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.job_skipped', '');
 
 CREATE FUNCTION bgw_backfill.job_changed() RETURNS trigger
 	LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_job_changed';
+REVOKE EXECUTE ON FUNCTION bgw_backfill.job_changed() FROM PUBLIC;
 COMMENT ON FUNCTION bgw_backfill.job_changed() IS 'wakes the launcher once a change of a job is committed';
 CREATE TRIGGER job_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bgw_backfill.job
 	FOR EACH STATEMENT EXECUTE FUNCTION bgw_backfill.job_changed();
@@ -258,8 +262,10 @@ FROM (
 			WHEN s.health <> 'ok' THEN s.health
 			WHEN j.paused AND NOT j.uninstall THEN 'paused'
 			WHEN w.state IS NOT NULL THEN w.state
-			WHEN s.retries > 0 THEN 'retrying'
+			WHEN s.retries > 0 OR s.waits > 0 THEN 'retrying'
 			WHEN s.phase <> 'live' AND ow.pid IS NOT NULL THEN 'sleeping'
+			WHEN s.phase IN ('fill', 'verify') AND s.batch_at IS NOT NULL
+				AND bgw_backfill.launcher_waiting_for() IS NULL THEN 'sleeping'
 			ELSE 'idle'
 		END AS state,
 		CASE
@@ -273,8 +279,7 @@ FROM (
 		s.rows_done, greatest(s.rows_total, s.rows_done) AS rows_total, s.rows_changed, s.pending,
 		s.batches, s.batch_size, pg_catalog.round(s.batch_ms::numeric, 1) AS batch_ms,
 		pg_catalog.round(s.rows_per_second::numeric, 1) AS rows_per_second,
-		pg_catalog.round(pg_catalog.date_part('epoch', coalesce(s.fill_ended_at,
-			CASE WHEN s.phase = 'fill' THEN pg_catalog.clock_timestamp() END) - s.fill_started_at)::numeric * 1000, 1) AS fill_ms,
+		pg_catalog.round(pg_catalog.date_part('epoch', s.fill_ended_at - s.fill_started_at)::numeric * 1000, 1) AS fill_ms,
 		CASE WHEN s.health = 'ok' AND NOT (j.paused AND NOT j.uninstall) THEN
 			coalesce(w.waiting_for, s.waiting_for,
 				CASE WHEN ow.pid IS NULL THEN bgw_backfill.launcher_waiting_for() END) END AS waiting_for,

@@ -206,11 +206,11 @@ bgw_backfill_untrack(PG_FUNCTION_ARGS)
 	refuse_in_recovery("untrack");
 	SPI_connect();
 	job = own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	if (!OidIsValid(bbf_job_source(job)))
+	if (!OidIsValid(bbf_job_source(job)) && !OidIsValid(bbf_job_target(job)))
 	{
 		bbf_job_delete(job->name);
 		ereport(NOTICE,
-				(errmsg("source table of job \"%s\" is gone, job removed", job->name)));
+				(errmsg("the tables of job \"%s\" are gone, job removed", job->name)));
 	}
 	else
 	{
@@ -239,8 +239,8 @@ bgw_backfill_pause(PG_FUNCTION_ARGS)
 }
 
 /*
- * resume(job).  A job that came from somewhere else begins anew, as what is
- * here may not be what its state says.
+ * resume(job).  A job that came from somewhere else, or whose tables have a new
+ * owner, begins anew: its triggers may not have served meanwhile.
  */
 Datum
 bgw_backfill_resume(PG_FUNCTION_ARGS)
@@ -248,6 +248,7 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 	BbfJob	   *job;
 	Oid			source;
 	Oid			target;
+	Oid			owner;
 
 	refuse_in_recovery("resume");
 	SPI_connect();
@@ -260,11 +261,14 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 				 errmsg("%s table of job \"%s\" does not exist",
 						OidIsValid(source) ? "target" : "source", job->name),
 				 errhint("Use bgw_backfill.untrack('%s') to end the job.", job->name)));
+	owner = bbf_pair_owner(source);
+	if (!has_privs_of_role(GetUserId(), bbf_pair_owner(target)))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, get_rel_name(target));
 	update_job(job->name, "paused = false", NULL);
 	bbf_job_set_well(job->name);
-	if (job->health == BBF_HEALTH_HELD || !bbf_job_same_place(job))
+	if (job->health == BBF_HEALTH_HELD || !bbf_job_same_place(job) || !bbf_job_belongs_to(job, owner))
 	{
-		bbf_job_rename(job, source, target);
+		bbf_job_adopt(job, source, target, owner);
 		job = bbf_job_load(job->name);
 		bbf_job_enter_phase(job, BBF_PHASE_INSTALL);
 	}

@@ -182,12 +182,14 @@ default_keys(BbfJob *job, Relation source, Relation target)
 static void
 check_flag_is_free(const BbfJob *job)
 {
-	Oid			types[] = {OIDOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(job->source_oid), CStringGetTextDatum(job->flag_column)};
+	Oid			types[] = {OIDOID, TEXTOID, OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(job->source_oid), CStringGetTextDatum(job->flag_column),
+	ObjectIdGetDatum(MyDatabaseId)};
 
 	if (bbf_txn_catalog("SELECT job FROM bgw_backfill.job WHERE source_oid OPERATOR(pg_catalog.=) $1"
-						" AND flag_column OPERATOR(pg_catalog.=) $2",
-						2, types, values, NULL, SPI_OK_SELECT) > 0)
+						" AND flag_column OPERATOR(pg_catalog.=) $2"
+						" AND database_oid OPERATOR(pg_catalog.=) $3",
+						3, types, values, NULL, SPI_OK_SELECT) > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("flag column \"%s\" belongs to job \"%s\"", job->flag_column,
@@ -271,23 +273,6 @@ bbf_check_job(BbfJob *job)
 	relation_close(source, AccessShareLock);
 }
 
-/* Triggers of the user's that each row we write would fire. */
-static void
-report_triggers(Relation source)
-{
-	for (int i = 0; source->trigdesc && i < source->trigdesc->numtriggers; i++)
-	{
-		Trigger    *trigger = &source->trigdesc->triggers[i];
-
-		if (!trigger->tgisinternal && TRIGGER_FOR_UPDATE(trigger->tgtype) &&
-			TRIGGER_FOR_ROW(trigger->tgtype) && trigger->tgenabled != TRIGGER_DISABLED)
-			ereport(NOTICE,
-					(errmsg("hazard: trigger \"%s\" of table \"%s\" fires for each row that is written",
-							trigger->tgname, RelationGetRelationName(source)),
-					 errhint("If it raises an error on UPDATE, inserts into the target fail; use mode => 'sidecar' then.")));
-	}
-}
-
 /* Say, as notices, what the job would do. */
 void
 bbf_check_report(const BbfJob *job)
@@ -319,6 +304,6 @@ bbf_check_report(const BbfJob *job)
 				(errmsg("hazard: no validated, immediate foreign key from %s to %s",
 						pair->target_sql, pair->source_sql),
 				 errdetail("A source row and its target row that two overlapping transactions insert may count as pending until the next sweep.")));
-	report_triggers(source);
+	bbf_shape_report_triggers(source, NOTICE);
 	table_close(source, AccessShareLock);
 }

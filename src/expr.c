@@ -9,9 +9,13 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/sysattr.h"
 #include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "expr.h"
+#include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
@@ -21,9 +25,42 @@
 #include "parser/parse_relation.h"
 #include "parser/parser.h"
 #include "txn.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/ruleutils.h"
+#include "utils/syscache.h"
+
+/*
+ * Parsing and planning a condition can evaluate functions, casts and domain
+ * checks.  They run as the table's owner, restricted, whoever is the caller, as
+ * CREATE INDEX does it.
+ */
+typedef struct AsOwner
+{
+	Oid			userid;
+	int			context;
+	int			nestlevel;
+} AsOwner;
+
+static AsOwner
+begin_as_owner(Relation rel)
+{
+	AsOwner		save;
+
+	GetUserIdAndSecContext(&save.userid, &save.context);
+	SetUserIdAndSecContext(rel->rd_rel->relowner, save.context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	save.nestlevel = NewGUCNestLevel();
+	return save;
+}
+
+static void
+end_as_owner(AsOwner save)
+{
+	AtEOXact_GUC(false, save.nestlevel);
+	SetUserIdAndSecContext(save.userid, save.context);
+}
 
 /*
  * Parse a text as nothing but one expression.  The grammar's entry for an
@@ -108,6 +145,35 @@ analyze(const char *text, Relation rel, const char *argument)
 	return expr;
 }
 
+static bool
+is_temporary_function(Oid function, void *context)
+{
+	return isAnyTempNamespace(get_func_namespace(function));
+}
+
+/* Does an expression use a type or a function of somebody's temporary schema? */
+static bool
+uses_temporary_objects(Node *node, void *context)
+{
+	HeapTuple	tuple;
+	Oid			schema = InvalidOid;
+
+	if (node == NULL)
+		return false;
+	if (!IsA(node, List))
+	{
+		tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(exprType(node)));
+		if (HeapTupleIsValid(tuple))
+		{
+			schema = ((Form_pg_type) GETSTRUCT(tuple))->typnamespace;
+			ReleaseSysCache(tuple);
+		}
+		if (isAnyTempNamespace(schema) || check_functions_in_node(node, is_temporary_function, NULL))
+			return true;
+	}
+	return expression_tree_walker(node, uses_temporary_objects, context);
+}
+
 /*
  * Check a user's condition on relid and return its canonical text.  argument:
  * its name, for messages; forbidden_column: a column that it may not use, or
@@ -118,10 +184,10 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 				   const char *forbidden_column)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
+	AsOwner		save = begin_as_owner(rel);
 	Node	   *expr = analyze(text, rel, argument);
 	Bitmapset  *columns = NULL;
 	int			column = -1;
-	int			nestlevel;
 	char	   *result;
 
 	/* before the planner inlines a function's body, and after it sees defaults */
@@ -133,6 +199,12 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 				 errdetail("The condition becomes part of an index and must not change its value by itself."),
 				 errhint("Use only columns of \"%s\", constants and immutable functions.",
 						 RelationGetRelationName(rel))));
+
+	if (uses_temporary_objects(expr, NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+				 errmsg("%s must not use temporary objects", argument),
+				 errdetail("They are another session's to the worker, the writers and the readers.")));
 
 	pull_varattnos(expr, 1, &columns);
 	while ((column = bms_next_member(columns, column)) >= 0)
@@ -152,23 +224,12 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 					 errdetail("The view of pending rows adds the flag itself.")));
 	}
 
-	nestlevel = bbf_txn_pin();
+	bbf_txn_pin_text();
 	result = deparse_expression(expr, deparse_context_for(RelationGetRelationName(rel), relid),
 								false, false);
-	bbf_txn_unpin(nestlevel);
+	end_as_owner(save);
 	table_close(rel, AccessShareLock);
 	return result;
-}
-
-/* Parse a canonical text again. */
-static Node *
-reparse(const char *canonical, Relation rel)
-{
-	int			nestlevel = bbf_txn_pin();
-	Node	   *expr = analyze(canonical, rel, "condition");
-
-	bbf_txn_unpin(nestlevel);
-	return expr;
 }
 
 /*
@@ -179,17 +240,17 @@ char *
 bbf_expr_deparse(const char *canonical, Oid relid, const char *alias)
 {
 	Relation	rel;
-	Node	   *expr;
+	AsOwner		save;
 	char	   *result;
-	int			nestlevel;
 
 	if (canonical == NULL)
 		return NULL;
 	rel = table_open(relid, AccessShareLock);
-	expr = reparse(canonical, rel);
-	nestlevel = bbf_txn_pin();
-	result = psprintf("(%s)", deparse_expression(expr, deparse_context_for(alias, relid), true, false));
-	bbf_txn_unpin(nestlevel);
+	save = begin_as_owner(rel);
+	bbf_txn_pin_text();
+	result = psprintf("(%s)", deparse_expression(analyze(canonical, rel, "condition"),
+												 deparse_context_for(alias, relid), true, false));
+	end_as_owner(save);
 	table_close(rel, AccessShareLock);
 	return result;
 }
@@ -199,6 +260,7 @@ Bitmapset *
 bbf_expr_columns(const char *canonical, Oid relid)
 {
 	Relation	rel;
+	AsOwner		save;
 	Bitmapset  *offset_columns = NULL;
 	Bitmapset  *result = NULL;
 	int			column = -1;
@@ -206,7 +268,10 @@ bbf_expr_columns(const char *canonical, Oid relid)
 	if (canonical == NULL)
 		return NULL;
 	rel = table_open(relid, AccessShareLock);
-	pull_varattnos(reparse(canonical, rel), 1, &offset_columns);
+	save = begin_as_owner(rel);
+	bbf_txn_pin_text();
+	pull_varattnos(analyze(canonical, rel, "condition"), 1, &offset_columns);
+	end_as_owner(save);
 	while ((column = bms_next_member(offset_columns, column)) >= 0)
 		result = bms_add_member(result, column + FirstLowInvalidHeapAttributeNumber);
 	table_close(rel, AccessShareLock);

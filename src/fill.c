@@ -6,6 +6,8 @@
 #include "postgres.h"
 
 #include "fill.h"
+#include "mode.h"
+#include "txn.h"
 
 /* One batch of the fill; after the last one the job goes on to its index. */
 BbfWalkStep
@@ -14,9 +16,24 @@ bbf_fill_step(BbfJob *job)
 	BbfWalkStep step = bbf_walk_batch(job, false);
 
 	if (step == BBF_WALK_DONE)
-	{
-		bbf_job_end_fill(job);
 		bbf_job_enter_phase(job, BBF_PHASE_INDEX);
-	}
 	return step;
+}
+
+/*
+ * What the mode has to do once after the fill, in transactions of its own,
+ * called outside any; may be called again.  False: the fill has to be done once
+ * more, and the job is back in it.
+ */
+bool
+bbf_fill_finish(BbfJob *job)
+{
+	if (bbf_mode_lookup(job->mode)->finish_fill(job))
+		return true;
+	if (bbf_txn_begin())
+	{
+		bbf_job_restart_fill(job->name);
+		bbf_txn_commit();
+	}
+	return false;
 }

@@ -9,5 +9,6 @@
 #include "walk.h"
 
 extern BbfWalkStep bbf_fill_step(BbfJob *job);
+extern bool bbf_fill_finish(BbfJob *job);
 
 #endif							/* BBF_FILL_H */

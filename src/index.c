@@ -88,11 +88,13 @@ vacuum_source(const char *source_sql)
 	run_concurrently(psprintf("VACUUM (ANALYZE, TRUNCATE false, PARALLEL 0) %s", source_sql));
 }
 
-/* The statements to run, found in a transaction of its own; false: gone. */
+/*
+ * The statements to run, found in a transaction of its own; false: nothing is to
+ * be done any more.  A pause() that commits after this look finds us cancellable.
+ */
 static bool
 plan_build(const char *job_name, char **drop, char **create, char **source_sql)
 {
-	MemoryContext context = CurrentMemoryContext;
 	BbfJob	   *job;
 	BbfPair    *pair;
 	bool		valid;
@@ -100,9 +102,8 @@ plan_build(const char *job_name, char **drop, char **create, char **source_sql)
 
 	if (!bbf_txn_begin())
 		return false;
-	MemoryContextSwitchTo(context);
 	job = bbf_job_load(job_name);
-	if (job == NULL)
+	if (job == NULL || job->paused || job->uninstall || job->phase != BBF_PHASE_INDEX)
 	{
 		bbf_txn_commit();
 		return false;
@@ -117,7 +118,6 @@ plan_build(const char *job_name, char **drop, char **create, char **source_sql)
 		*create = psprintf("CREATE INDEX CONCURRENTLY %s %s", quote_identifier(name),
 						   bbf_mode_lookup(job->mode)->pending_index(job, pair));
 	bbf_txn_commit();
-	MemoryContextSwitchTo(context);
 	return true;
 }
 
@@ -158,9 +158,9 @@ bbf_index_build(const char *job_name)
 		return false;
 	PG_TRY();
 	{
+		bbf_shmem_set_cancellable(true);
 		if (plan_build(job_name, &drop, &create, &source_sql))
 		{
-			bbf_shmem_set_cancellable(true);
 			if (drop)
 				run_concurrently(drop);
 			if (create)

@@ -10,6 +10,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "job.h"
+#include "throttle.h"
 #include "txn.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -111,8 +112,7 @@ read_state(BbfJob *job)
 	job->rows_total = DatumGetInt64(column("rows_total"));
 	job->batch_size = DatumGetInt32(column("batch_size"));
 	job->rows_per_second = DatumGetFloat8(column("rows_per_second"));
-	job->phase_started_at = DatumGetTimestampTz(column("phase_started_at"));
-	job->live_since = DatumGetTimestampTz(column("live_since"));
+	job->batch_at = DatumGetTimestampTz(column("batch_at"));
 	job->verified_at = DatumGetTimestampTz(column("verified_at"));
 	job->sweep_request = DatumGetInt64(column("sweep_request"));
 	job->sweep_started_at = DatumGetTimestampTz(column("sweep_started_at"));
@@ -121,6 +121,7 @@ read_state(BbfJob *job)
 	job->scan_cycle = DatumGetInt64(column("scan_cycle"));
 	job->scan_group = text_column("scan_group");
 	job->retries = DatumGetInt32(column("retries"));
+	job->waits = DatumGetInt32(column("waits"));
 	job->retry_at = DatumGetTimestampTz(column("retry_at"));
 }
 
@@ -192,14 +193,17 @@ bbf_job_same_place(const BbfJob *job)
 		job->system_id == (int64) GetSystemIdentifier();
 }
 
-/* A table by OID if the job is at home here, else by its names. */
+/*
+ * A table by OID if the job is at home here: another table that has taken the
+ * name is not the job's.  Elsewhere, where OIDs mean nothing, by its names.
+ */
 static Oid
 find_table(const BbfJob *job, Oid relid, const char *schema, const char *name)
 {
 	Oid			schema_oid;
 
-	if (bbf_job_same_place(job) && get_rel_name(relid) != NULL)
-		return relid;
+	if (bbf_job_same_place(job))
+		return get_rel_name(relid) != NULL ? relid : InvalidOid;
 	schema_oid = get_namespace_oid(schema, true);
 	return OidIsValid(schema_oid) ? get_relname_relid(name, schema_oid) : InvalidOid;
 }
@@ -218,11 +222,49 @@ bbf_job_target(const BbfJob *job)
 	return find_table(job, job->target_oid, job->target_schema, job->target_name);
 }
 
+/*
+ * Does a role still have the name of the one that the job was made for?  A new
+ * owner of the tables has to say himself, with resume(), that he wants the job,
+ * and with it the conditions that run with his rights.
+ */
+bool
+bbf_job_belongs_to(const BbfJob *job, Oid role)
+{
+	char	   *name = OidIsValid(role) ? GetUserNameFromId(role, true) : NULL;
+
+	return name && strcmp(name, job->owner) == 0;
+}
+
 /* The name of one of the job's objects: "<job>_<suffix>". */
 char *
 bbf_job_object(const BbfJob *job, const char *suffix)
 {
 	return psprintf("%s_%s", job->name, suffix);
+}
+
+/*
+ * When the next batch of the job's walk may begin: batch_sleep after the last
+ * one, whatever else the worker has to do meanwhile.
+ */
+TimestampTz
+bbf_job_next_batch(const BbfJob *job)
+{
+	return job->batch_at == 0 ? 1 :
+		TimestampTzPlusMilliseconds(job->batch_at, bbf_throttle_batch_delay(job));
+}
+
+/* When a live job is due for a sweep; 0: never. */
+static TimestampTz
+next_sweep(const BbfJob *job)
+{
+	int			interval = bbf_job_setting(job, BBF_VERIFY_INTERVAL);
+
+	if (job->sweep_started_at != 0)
+		return bbf_job_next_batch(job);
+	if (job->verify_requests > job->sweep_request)
+		return 1;
+	return interval < 0 ? 0 :
+		TimestampTzPlusMilliseconds(job->verified_at, 1000 * (int64) interval);
 }
 
 /*
@@ -233,26 +275,44 @@ TimestampTz
 bbf_job_next_due(const BbfJob *job)
 {
 	TimestampTz due;
-	int			verify_interval = bbf_job_setting(job, BBF_VERIFY_INTERVAL);
+	TimestampTz sweep;
 
 	if (job->uninstall)
 		return job->health == BBF_HEALTH_FAILED ? 0 : Max(job->retry_at, 1);
 	if (job->paused || job->health != BBF_HEALTH_OK)
 		return 0;
-	if (job->phase != BBF_PHASE_LIVE)
-		return Max(job->retry_at, 1);
-
-	if (job->sweep_started_at != 0 || job->verify_requests > job->sweep_request)
-		due = 1;
-	else
+	switch (job->phase)
 	{
-		due = job->scan_at == 0 ? 1 :
-			TimestampTzPlusMilliseconds(job->scan_at,
-										1000 * (int64) bbf_job_setting(job, BBF_SCAN_INTERVAL));
-		if (verify_interval >= 0)
-			due = Min(due, TimestampTzPlusMilliseconds(job->verified_at,
-													   1000 * (int64) verify_interval));
+		case BBF_PHASE_FILL:
+		case BBF_PHASE_VERIFY:
+			due = bbf_job_next_batch(job);
+			break;
+		case BBF_PHASE_LIVE:
+			due = bbf_job_next_scan(job);
+			sweep = next_sweep(job);
+			if (sweep != 0)
+				due = Min(due, sweep);
+			break;
+		default:
+			due = 1;
 	}
 	return Max(due, job->retry_at);
 }
 
+/* When a live job is due for a pending scan. */
+TimestampTz
+bbf_job_next_scan(const BbfJob *job)
+{
+	return job->scan_at == 0 ? 1 :
+		TimestampTzPlusMilliseconds(job->scan_at,
+									1000 * (int64) bbf_job_setting(job, BBF_SCAN_INTERVAL));
+}
+
+/* In phase live: is a sweep, or its next batch, due? */
+bool
+bbf_job_sweep_is_due(const BbfJob *job, TimestampTz now)
+{
+	TimestampTz sweep = next_sweep(job);
+
+	return sweep != 0 && sweep <= now;
+}

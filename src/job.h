@@ -67,8 +67,7 @@ typedef struct BbfJob
 	int64		rows_total;
 	int32		batch_size;		/* current one; 0: the setting's */
 	double		rows_per_second;
-	TimestampTz phase_started_at;
-	TimestampTz live_since;
+	TimestampTz batch_at;		/* end of the last batch, or 0 */
 	TimestampTz verified_at;
 	int64		sweep_request;	/* the verify request that is being served */
 	TimestampTz sweep_started_at;	/* 0: no sweep is under way */
@@ -76,7 +75,8 @@ typedef struct BbfJob
 	TimestampTz scan_at;
 	int64		scan_cycle;
 	char	   *scan_group;		/* where the next scan begins; NULL: at the start */
-	int32		retries;
+	int32		retries;		/* errors in a row */
+	int32		waits;			/* waits for a lock and the like in a row */
 	TimestampTz retry_at;
 } BbfJob;
 
@@ -98,17 +98,21 @@ extern int	bbf_job_setting(const BbfJob *job, BbfSetting setting);
 extern bool bbf_job_same_place(const BbfJob *job);
 extern Oid	bbf_job_source(const BbfJob *job);
 extern Oid	bbf_job_target(const BbfJob *job);
+extern bool bbf_job_belongs_to(const BbfJob *job, Oid role);
 extern char *bbf_job_object(const BbfJob *job, const char *suffix);
+extern TimestampTz bbf_job_next_batch(const BbfJob *job);
+extern TimestampTz bbf_job_next_scan(const BbfJob *job);
+extern bool bbf_job_sweep_is_due(const BbfJob *job, TimestampTz now);
 extern TimestampTz bbf_job_next_due(const BbfJob *job);
 
 extern bool bbf_job_enter_phase(BbfJob *job, BbfPhase phase);
 extern bool bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total);
 extern bool bbf_job_save_batch(BbfJob *job, const BbfBatch *batch, bool sweep);
 extern void bbf_job_end_sweep(BbfJob *job);
-extern void bbf_job_end_fill(BbfJob *job);
 extern void bbf_job_set_flag_added(BbfJob *job, bool added);
 extern void bbf_job_set_batch_size(BbfJob *job, int32 size);
 extern void bbf_job_rename(BbfJob *job, Oid source, Oid target);
+extern void bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner);
 extern void bbf_job_record_error(const char *name, const char *message, BbfHealth health,
 								 const char *waiting_for, int64 delay_ms);
 extern void bbf_job_clear_retries(BbfJob *job);

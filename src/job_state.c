@@ -53,10 +53,12 @@ bbf_job_enter_phase(BbfJob *job, BbfPhase phase)
 					  " walk_cursor = NULL, high_mark = NULL, rows_done = 0, rows_total = 0,"
 					  " rows_changed = CASE WHEN $3 OPERATOR(pg_catalog.=) 'fill' THEN 0 ELSE rows_changed END,"
 					  " batches = 0, batch_ms = NULL, rows_per_second = NULL,"
-					  " retries = 0, retry_at = NULL, waiting_for = NULL, waiting_since = NULL,"
+					  " retries = 0, waits = 0, retry_at = NULL, waiting_for = NULL, waiting_since = NULL,"
 					  " phase_started_at = pg_catalog.clock_timestamp(),"
-					  " fill_started_at = CASE WHEN $3 OPERATOR(pg_catalog.=) 'fill' THEN NULL ELSE fill_started_at END,"
-					  " fill_ended_at = CASE WHEN $3 OPERATOR(pg_catalog.=) 'fill' THEN NULL ELSE fill_ended_at END,"
+					  " fill_started_at = CASE $3 WHEN 'fill' THEN NULL"
+					  "  WHEN 'index' THEN coalesce(fill_started_at, pg_catalog.clock_timestamp()) ELSE fill_started_at END,"
+					  " fill_ended_at = CASE $3 WHEN 'fill' THEN NULL"
+					  "  WHEN 'index' THEN coalesce(fill_ended_at, pg_catalog.clock_timestamp()) ELSE fill_ended_at END,"
 					  " live_since = CASE WHEN $3 OPERATOR(pg_catalog.=) 'live' THEN pg_catalog.clock_timestamp() END,"
 					  " sweep_started_at = NULL",
 					  " AND generation OPERATOR(pg_catalog.=) $2",
@@ -73,8 +75,8 @@ bbf_job_enter_phase(BbfJob *job, BbfPhase phase)
 }
 
 /*
- * Begin a walk over the source up to high_mark (NULL: the source is empty).
- * The fill's clock starts here.  In a verify, serves all requests made so far.
+ * Begin a walk over the source up to high_mark (NULL: the source is empty).  In a
+ * verify, serves all requests made so far.
  */
 bool
 bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total)
@@ -99,7 +101,7 @@ bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total)
 							5, types, values, nulls);
 	return update_state(job->name,
 						"walk_cursor = NULL, high_mark = $3, rows_total = $4,"
-						" fill_started_at = pg_catalog.clock_timestamp()",
+						" fill_started_at = NULL, fill_ended_at = NULL",
 						" AND generation OPERATOR(pg_catalog.=) $2",
 						4, types, values, nulls);
 }
@@ -125,9 +127,16 @@ bbf_job_save_batch(BbfJob *job, const BbfBatch *batch, bool sweep)
 	appendStringInfoString(&set,
 						   "walk_cursor = coalesce($3, walk_cursor), batch_size = $7,"
 						   " batch_ms = CASE WHEN $3 IS NULL THEN batch_ms ELSE $6 END,"
-						   " retries = 0, retry_at = NULL, waiting_for = NULL, waiting_since = NULL");
+						   " batch_at = CASE WHEN $3 IS NULL THEN batch_at ELSE pg_catalog.clock_timestamp() END,"
+						   " retries = 0, waits = 0, retry_at = NULL, waiting_for = NULL, waiting_since = NULL");
 	if (sweep)
 		appendStringInfoString(&set, ", sweep_mismatches = sweep_mismatches OPERATOR(pg_catalog.+) $5");
+	if (job->phase == BBF_PHASE_FILL)
+		appendStringInfoString(&set,
+							   ", fill_ended_at = pg_catalog.clock_timestamp(),"
+							   " fill_started_at = coalesce(fill_started_at, pg_catalog.clock_timestamp()"
+							   "  OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $6"
+							   "  OPERATOR(pg_catalog./) 1000))");
 	if (!(sweep && job->phase == BBF_PHASE_LIVE))
 		appendStringInfoString(&set,
 							   ", rows_done = rows_done OPERATOR(pg_catalog.+) $4,"
@@ -151,17 +160,6 @@ bbf_job_end_sweep(BbfJob *job)
 				 "verified_at = sweep_started_at, mismatches = sweep_mismatches,"
 				 " sweep_started_at = NULL, walk_cursor = NULL, high_mark = NULL",
 				 " AND generation OPERATOR(pg_catalog.=) $2", 2, types, values, NULL);
-}
-
-/* The fill's last batch is committed. */
-void
-bbf_job_end_fill(BbfJob *job)
-{
-	Oid			types[1];
-	Datum		values[1];
-
-	update_state(job->name, "fill_ended_at = coalesce(fill_ended_at, pg_catalog.clock_timestamp())", "",
-				 1, types, values, NULL);
 }
 
 /* Remember whether the flag column is ours to drop. */
@@ -221,6 +219,19 @@ bbf_job_rename(BbfJob *job, Oid source, Oid target)
 	job->system_id = (int64) GetSystemIdentifier();
 }
 
+/* Make the job that of these tables and their owner. */
+void
+bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner)
+{
+	Oid			types[] = {TEXTOID, TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job->name),
+	CStringGetTextDatum(GetUserNameFromId(owner, false))};
+
+	bbf_job_rename(job, source, target);
+	bbf_txn_catalog("UPDATE bgw_backfill.job SET owner = $2 WHERE job OPERATOR(pg_catalog.=) $1",
+					2, types, values, NULL, SPI_OK_UPDATE);
+}
+
 /*
  * Record what went wrong.  health BBF_HEALTH_OK: to be tried again after
  * delay_ms.  message NULL: nothing went wrong, the job only waits.
@@ -242,7 +253,9 @@ bbf_job_record_error(const char *name, const char *message, BbfHealth health,
 	if (waiting_for == NULL)
 		nulls[3] = 'n';
 	update_state(name,
-				 "health = $3, retries = retries OPERATOR(pg_catalog.+) 1,"
+				 "health = CASE $3 WHEN 'ok' THEN health ELSE $3 END,"
+				 " retries = CASE WHEN $2 IS NULL THEN retries ELSE retries OPERATOR(pg_catalog.+) 1 END,"
+				 " waits = CASE WHEN $2 IS NULL THEN waits OPERATOR(pg_catalog.+) 1 ELSE waits END,"
 				 " retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+)"
 				 "  pg_catalog.make_interval(secs => $5),"
 				 " waiting_since = CASE WHEN $4 IS NULL THEN NULL"
@@ -262,12 +275,12 @@ bbf_job_clear_retries(BbfJob *job)
 	Oid			types[1];
 	Datum		values[1];
 
-	if (job->retries == 0)
+	if (job->retries == 0 && job->waits == 0)
 		return;
 	update_state(job->name,
-				 "retries = 0, retry_at = NULL, waiting_for = NULL, waiting_since = NULL",
+				 "retries = 0, waits = 0, retry_at = NULL, waiting_for = NULL, waiting_since = NULL",
 				 "", 1, types, values, NULL);
-	job->retries = 0;
+	job->retries = job->waits = 0;
 	job->retry_at = 0;
 }
 
@@ -279,7 +292,7 @@ bbf_job_set_well(const char *name)
 	Datum		values[1];
 
 	update_state(name,
-				 "health = 'ok', retries = 0, retry_at = NULL, waiting_for = NULL, waiting_since = NULL",
+				 "health = 'ok', retries = 0, waits = 0, retry_at = NULL, waiting_for = NULL, waiting_since = NULL",
 				 "", 1, types, values, NULL);
 }
 

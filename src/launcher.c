@@ -120,12 +120,10 @@ look_at_databases(void)
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 		bool		found;
 
-		if (!form->datallowconn || form->datistemplate)
-			continue;
 		db = hash_search(known, &form->oid, HASH_ENTER, &found);
 		db->seen = true;
-		if (!found)
-			bbf_shmem_wake(form->oid);
+		if (!found && form->datallowconn && !form->datistemplate && !bbf_shmem_wake(form->oid))
+			hash_search(known, &form->oid, HASH_REMOVE, NULL);	/* next time */
 	}
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
@@ -139,7 +137,7 @@ look_at_databases(void)
 			Oid			gone = db->datid;
 
 			hash_search(known, &gone, HASH_REMOVE, NULL);
-			bbf_shmem_forget_database(gone);
+			bbf_shmem_remove_database(gone);
 		}
 	}
 
@@ -436,7 +434,9 @@ time_to_sleep(long until_ms)
 	{
 		BbfDatabase *db = &bbf_shared->databases[i];
 
-		if (OidIsValid(db->datid) && db->drained_by == 0 && db->next_due != 0)
+		/* a scheduler that is running will wake us when it is done */
+		if (OidIsValid(db->datid) && db->drained_by == 0 && db->next_due != 0 &&
+			count_processes(BBF_SLOT_SCHEDULER, db->datid, InvalidOid) == 0)
 			until_ms = Min(until_ms, TimestampDifferenceMilliseconds(now, db->next_due));
 	}
 	LWLockRelease(bbf_shared->lock);

@@ -38,7 +38,7 @@
  * Without a foreign key that is validated and immediate a target row may be
  * there before its source row.  The source's trigger then looks for matches of
  * its new rows and locks them FOR KEY SHARE, so that they cannot go before the
- * flag says true; a match that is not committed yet is not seen, and its own
+ * flag says true (FOR SHARE where an update could end the match); a match that is not committed yet is not seen, and its own
  * trigger finds no source row either: that is the wrong "false" that invariant
  * 1 allows until the next sweep.
  */
@@ -47,6 +47,7 @@
 #include "access/table.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_type.h"
+#include "commands/comment.h"
 #include "executor/executor.h"
 #include "expr.h"
 #include "mode.h"
@@ -118,6 +119,7 @@ column_check(const BbfJob *job, Relation source, Relation target)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("mode \"column\" needs a flag_column")));
 	check_source_can_be_updated(source);
+	bbf_shape_report_triggers(source, WARNING);
 	if (!flag_attribute(job, RelationGetRelid(source), &att))
 	{
 		bbf_shape_check_column_can_be_added(source);
@@ -168,7 +170,10 @@ static char *
 column_missing(const BbfJob *job, const BbfPair *pair)
 {
 	FormData_pg_attribute att;
+	Relation	source = table_open(pair->source, AccessShareLock);
 
+	check_source_can_be_updated(source);
+	table_close(source, NoLock);
 	if (!flag_attribute(job, pair->source, &att))
 		return psprintf("flag column \"%s\"", job->flag_column);
 	if (att.atttypid != BOOLOID)
@@ -274,21 +279,36 @@ column_triggers(const BbfJob *job, const BbfPair *pair)
 									pair->source_key, s, key_changed),
 						   "source_changed", ", 'row'");
 	if (!pair->has_foreign_key)
-	{
 		list = add_trigger(list, job, pair->source, "bbf_srcins", 'O',
 						   psprintf("INSERT ON %s REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT", s),
 						   "source_changed", "");
-		list = add_trigger(list, job, pair->source, "bbf_srcrow", 'R',
-						   psprintf("INSERT ON %s FOR EACH ROW", s),
-						   "source_changed", ", 'row'");
-	}
-	return list;
+	/* a replica enforces no foreign key */
+	return add_trigger(list, job, pair->source, "bbf_srcrow", 'R',
+					   psprintf("INSERT ON %s FOR EACH ROW", s),
+					   "source_changed", ", 'row'");
 }
 
 static LOCKMODE
 column_source_lock(const BbfJob *job, const BbfPair *pair)
 {
 	return column_missing(job, pair) ? AccessExclusiveLock : ShareRowExclusiveLock;
+}
+
+/* The flag column's comment. */
+static char *
+flag_comment(const BbfJob *job)
+{
+	return psprintf("maintained by bgw_backfill (job %s): is there a row of %s?",
+					job->name, job->target_name);
+}
+
+/* Does the column carry the comment that we gave it? */
+static bool
+has_our_comment(const BbfJob *job, Oid source, AttrNumber attno)
+{
+	char	   *comment = GetComment(source, RelationRelationId, attno);
+
+	return comment && strncmp(comment, "maintained by bgw_backfill", 26) == 0;
 }
 
 /*
@@ -306,14 +326,14 @@ column_install(BbfJob *job, const BbfPair *pair)
 		run(psprintf("ALTER TABLE ONLY %s ADD COLUMN %s pg_catalog.bool NOT NULL DEFAULT true",
 					 pair->source_sql, flag(job)));
 		run(psprintf("COMMENT ON COLUMN %s.%s IS %s", pair->source_sql, flag(job),
-					 quote_literal_cstr(psprintf("maintained by bgw_backfill (job %s): "
-												 "does a match exist in %s?", job->name, pair->target_sql))));
+					 quote_literal_cstr(flag_comment(job))));
 	}
 	if (!exists || !bbf_shape_default_is_false(pair->source, att.attnum))
 		run(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET DEFAULT false",
 					 pair->source_sql, flag(job)));
-	if (!exists)
-		bbf_job_set_flag_added(job, true);
+	/* a table that was made anew may have brought a column of its own */
+	if (!exists || (job->flag_added && !has_our_comment(job, pair->source, att.attnum)))
+		bbf_job_set_flag_added(job, !exists);
 }
 
 static void
@@ -356,7 +376,6 @@ column_finish_fill(BbfJob *job)
 
 	if (!bbf_txn_begin())
 		return true;
-	MemoryContextSwitchTo(context);
 	pair = bbf_pair_load(job);
 	if (!flag_attribute(job, pair->source, &att) || att.attnotnull)
 	{
@@ -395,7 +414,6 @@ column_finish_fill(BbfJob *job)
 	if (valid)
 		run_alone(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET NOT NULL, DROP CONSTRAINT %s",
 						   pair->source_sql, flag(job), quote_identifier(constraint)));
-	MemoryContextSwitchTo(context);
 	return true;
 }
 
@@ -510,16 +528,21 @@ column_target_lock(const BbfJob *job, const BbfPair *pair)
 					pair->source_key, pair->key_op[BTLessStrategyNumber]);
 }
 
-/* The matches of new source rows, held until the flag is committed. */
+/*
+ * The matches of new source rows, held until the flag is committed.  Where an
+ * update that is no key update can end a match (of a column of match_where, or
+ * of a key that no unique index covers), the lock has to keep it out as well.
+ */
 static char *
 column_source_lock_matches(const BbfJob *job, const BbfPair *pair)
 {
 	return psprintf("SELECT m.%s FROM ONLY %s m WHERE m.%s %s ANY ($1)%s%s"
-					" ORDER BY m.%s FOR KEY SHARE",
+					" ORDER BY m.%s %s",
 					pair->target_key, pair->target_sql, pair->target_key,
 					pair->target_key_op[BTEqualStrategyNumber],
 					pair->match_where ? " AND " : "", pair->match_where ? pair->match_where : "",
-					pair->target_key);
+					pair->target_key,
+					pair->match_where || !pair->target_key_unique ? "FOR SHARE" : "FOR KEY SHARE");
 }
 
 /* $1: the source keys; $2: the target keys among them that are held. */

@@ -86,7 +86,7 @@ describe(const ErrorData *edata)
 static TimestampTz
 record(BbfJob *job, const ErrorData *edata, Verdict verdict)
 {
-	int64		delay = bbf_throttle_retry_delay(job->retries);
+	int64		delay = bbf_throttle_retry_delay(verdict == WAIT ? job->waits : job->retries);
 	BbfHealth	health = BBF_HEALTH_OK;
 	int32		size = bbf_throttle_batch_size(job);
 
@@ -118,28 +118,15 @@ log_error(const char *job_name, const ErrorData *edata, Verdict verdict)
 			 edata->context ? errcontext_msg("%s", edata->context) : 0));
 }
 
-/*
- * A step ended in an error, which has been copied and flushed.  Undoes its
- * transaction, records what becomes of the job, and returns when it is due
- * again; 0: not until somebody resumes it.
- */
-TimestampTz
-bbf_outcome_of_error(const char *job_name, ErrorData *edata)
+/* Record an error, in a transaction of its own. */
+static TimestampTz
+record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool scan)
 {
-	MemoryContext context = CurrentMemoryContext;
-	bool		timed_out = bbf_txn_timed_out();
-	bool		scan = in_scan;
-	Verdict		verdict = judge(edata, timed_out);
-	BbfJob	   *job;
 	TimestampTz due = 0;
-
-	in_scan = false;
-	bbf_txn_abort();
-	MemoryContextSwitchTo(context);
+	BbfJob	   *job;
 
 	if (!bbf_txn_begin())
 		return 0;
-	MemoryContextSwitchTo(context);
 	job = bbf_job_load(job_name);
 	if (job == NULL)
 		 /* untracked meanwhile */ ;
@@ -148,15 +135,52 @@ bbf_outcome_of_error(const char *job_name, ErrorData *edata)
 		bbf_scan_record_skip(job);
 		due = GetCurrentTimestamp();
 	}
-	else if (job->paused && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		 /* pause() cancelled it */ ;
+	else if ((job->paused || job->uninstall) && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		due = job->uninstall ? GetCurrentTimestamp() : 0;	/* it was meant */
 	else
 	{
 		log_error(job_name, edata, verdict);
 		due = record(job, edata, verdict);
 	}
 	bbf_txn_commit();
+	return due;
+}
+
+/*
+ * A step ended in an error, which has been copied and flushed.  Undoes its
+ * transaction, records what becomes of the job, and returns when it is due
+ * again; 0: not until somebody resumes it.
+ *
+ * Somebody may hold the very row that the record goes to (an open transaction
+ * that has resumed the job, or truncated its target): then there is no record,
+ * and the job is tried again after a while.
+ */
+TimestampTz
+bbf_outcome_of_error(const char *job_name, ErrorData *edata)
+{
+	MemoryContext context = CurrentMemoryContext;
+	bool		timed_out = bbf_txn_timed_out();
+	bool		scan = in_scan;
+	volatile TimestampTz due;
+
+	in_scan = false;
+	bbf_txn_abort();
 	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		due = record_alone(job_name, edata, judge(edata, timed_out), scan);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		bbf_txn_abort();
+		MemoryContextSwitchTo(context);
+		log_error(job_name, edata, judge(edata, false));
+		due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), bbf_throttle_retry_delay(0));
+	}
+	PG_END_TRY();
 	return due;
 }
 

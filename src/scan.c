@@ -23,7 +23,6 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
-#include "utils/timestamp.h"
 
 #define MAX_ROWS_PER_GROUP	1000
 #define MAX_ROWS_PER_SCAN	40000
@@ -38,15 +37,6 @@ typedef struct PendingScan
 	int64		counted;
 	int			groups;
 } PendingScan;
-
-/* In phase live: is a scan due? */
-bool
-bbf_scan_is_due(const BbfJob *job, TimestampTz now)
-{
-	return job->scan_at == 0 ||
-		TimestampTzPlusMilliseconds(job->scan_at,
-									1000 * (int64) bbf_job_setting(job, BBF_SCAN_INTERVAL)) <= now;
-}
 
 static char *
 group_out(const BbfPair *pair, Datum group)

@@ -7,7 +7,6 @@
 
 #include "job.h"
 
-extern bool bbf_scan_is_due(const BbfJob *job, TimestampTz now);
 extern void bbf_scan_run(BbfJob *job);
 extern void bbf_scan_record_skip(const BbfJob *job);
 

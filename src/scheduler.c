@@ -30,7 +30,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#define TRY_AGAIN_MS	1000
+#define TRY_AGAIN_MS	2000
 
 /* Record why no worker can be started for a job. */
 static void
@@ -44,16 +44,25 @@ give_up(const BbfJob *job, BbfHealth health, const char *problem, const char *hi
 	bbf_job_record_error(job->name, message, health, NULL, 0);
 }
 
-/* A job whose source is gone has nothing left to uninstall. */
-static void
-schedule_orphan(const BbfJob *job)
+/*
+ * What keeps a job from being run by the role that owns its source, or NULL; and
+ * a hint.
+ */
+static char *
+obstacle(const BbfJob *job, Oid owner, char **hint)
 {
-	if (job->uninstall)
-		bbf_job_delete(job->name);
-	else if (job->health == BBF_HEALTH_OK)
-		give_up(job, BBF_HEALTH_FAILED,
-				psprintf("source table \"%s.%s\" does not exist", job->source_schema, job->source_name),
-				psprintf("Use bgw_backfill.untrack('%s') to end the job.", job->name));
+	if (!OidIsValid(owner))
+	{
+		*hint = psprintf("Use bgw_backfill.untrack('%s') to end the job.", job->name);
+		return psprintf("source table \"%s.%s\" does not exist", job->source_schema, job->source_name);
+	}
+	if (!job->uninstall && !bbf_job_belongs_to(job, owner))
+	{
+		*hint = psprintf("The new owner may use bgw_backfill.resume('%s').", job->name);
+		return psprintf("source table \"%s.%s\" does not belong to role \"%s\" any more",
+						job->source_schema, job->source_name, job->owner);
+	}
+	return bbf_identity_problem(owner, hint);
 }
 
 /* Find out when a job is due, and who has to be started for it. */
@@ -65,8 +74,10 @@ schedule(const BbfJob *job, TimestampTz now)
 	char	   *problem;
 	char	   *hint;
 
-	if (!OidIsValid(owner))
-		schedule_orphan(job);
+	if (job->uninstall && !OidIsValid(owner))
+		owner = bbf_pair_owner(bbf_job_target(job));
+	if (job->uninstall && !OidIsValid(owner))
+		bbf_job_delete(job->name);	/* nothing is left to uninstall */
 	else if (!bbf_job_same_place(job) && !job->uninstall)
 	{
 		if (job->health != BBF_HEALTH_HELD)
@@ -77,10 +88,10 @@ schedule(const BbfJob *job, TimestampTz now)
 	}
 	else if (due == 0)
 		return;
+	else if ((problem = obstacle(job, owner, &hint)) != NULL)
+		give_up(job, BBF_HEALTH_FAILED, problem, hint);
 	else if (due > now)
 		bbf_shmem_set_next_due(MyDatabaseId, due);
-	else if ((problem = bbf_identity_problem(owner, &hint)) != NULL)
-		give_up(job, BBF_HEALTH_FAILED, problem, hint);
 	else
 		bbf_shmem_add_due(MyDatabaseId, owner);
 }

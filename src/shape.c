@@ -10,17 +10,24 @@
 #include "catalog/heap.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_language.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_publication.h"
 #include "commands/tablecmds.h"
+#include "commands/trigger.h"
 #include "compat.h"
 #include "executor/executor.h"
 #include "optimizer/plancat.h"
 #include "rewrite/rewriteHandler.h"
 #include "storage/bufmgr.h"
 #include "shape.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/regproc.h"
 #include "utils/rls.h"
+#include "utils/syscache.h"
 #include "utils/typcache.h"
 
 /*
@@ -151,6 +158,65 @@ bbf_shape_has_before_update(Oid relid)
 
 	table_close(rel, AccessShareLock);
 	return result;
+}
+
+/* Does a function set its own search path, or look nothing up by name? */
+static bool
+brings_search_path(Oid function)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Form_pg_proc form;
+	Datum		config;
+	bool		isnull;
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		return true;
+	form = (Form_pg_proc) GETSTRUCT(tuple);
+	config = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proconfig, &isnull);
+	result = form->prolang == INTERNALlanguageId || form->prolang == ClanguageId;
+	if (!result && !isnull)
+	{
+		Datum	   *settings;
+		int			n;
+
+		deconstruct_array(DatumGetArrayTypeP(config), TEXTOID, -1, false, TYPALIGN_INT,
+						  &settings, NULL, &n);
+		for (int i = 0; i < n; i++)
+			result = result || strncmp(TextDatumGetCString(settings[i]), "search_path=", 12) == 0;
+	}
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/*
+ * Tell of the user's triggers that each row we write would fire.  They run with
+ * our search path, "pg_catalog, pg_temp": what they name without a schema is not
+ * found, unless their function sets a path of its own.
+ */
+void
+bbf_shape_report_triggers(Relation rel, int elevel)
+{
+	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	{
+		Trigger    *trigger = &rel->trigdesc->triggers[i];
+
+		if (trigger->tgisinternal || !TRIGGER_FOR_UPDATE(trigger->tgtype) ||
+			trigger->tgenabled == TRIGGER_DISABLED)
+			continue;
+		if (elevel == NOTICE && TRIGGER_FOR_ROW(trigger->tgtype))
+			ereport(NOTICE,
+					(errmsg("hazard: trigger \"%s\" of table \"%s\" fires for each row that is written",
+							trigger->tgname, RelationGetRelationName(rel)),
+					 errhint("If it raises an error on UPDATE, inserts into the target fail; use mode => 'sidecar' then.")));
+		if (!brings_search_path(trigger->tgfoid))
+			ereport(elevel,
+					(errmsg("trigger \"%s\" of table \"%s\" runs with search_path \"pg_catalog, pg_temp\" when bgw_backfill updates a row",
+							trigger->tgname, RelationGetRelationName(rel)),
+					 errdetail("If its function names anything without a schema, inserts into the target fail."),
+					 errhint("Use ALTER FUNCTION %s SET search_path = ...",
+							 format_procedure_qualified(trigger->tgfoid))));
+	}
 }
 
 /* The number of rows, without counting them. */

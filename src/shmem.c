@@ -109,21 +109,22 @@ set_latches(Oid datid)
 
 /*
  * Say that the jobs of a database have changed.  Called once the change is
- * visible to others.
+ * visible to others.  False: there was no room to say it.
  */
-void
+bool
 bbf_shmem_wake(Oid datid)
 {
 	BbfDatabase *db;
 
 	if (bbf_shared == NULL)
-		return;
+		return false;
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
 	db = find_database(datid, true);
 	if (db)
 		db->dirty = true;
 	set_latches(datid);
 	LWLockRelease(bbf_shared->lock);
+	return db != NULL;
 }
 
 /*
@@ -408,7 +409,7 @@ bbf_shmem_set_next_due(Oid datid, TimestampTz when)
 	LWLockRelease(bbf_shared->lock);
 }
 
-/* The database is gone, or has no extension: only a wake-up brings it back. */
+/* The database has no extension: only a wake-up brings it back. */
 void
 bbf_shmem_forget_database(Oid datid)
 {
@@ -418,5 +419,25 @@ bbf_shmem_forget_database(Oid datid)
 	db = find_database(datid, false);
 	if (db && !db->dirty && !db->recheck && db->drained_by == 0)
 		db->datid = InvalidOid;
+	LWLockRelease(bbf_shared->lock);
+}
+
+/* The database is gone. */
+void
+bbf_shmem_remove_database(Oid datid)
+{
+	BbfDatabase *db;
+
+	if (bbf_shared == NULL)
+		return;
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	db = find_database(datid, false);
+	if (db)
+		memset(db, 0, sizeof(*db));
+	for (int i = bbf_shared->ndue - 1; i >= 0; i--)
+	{
+		if (bbf_shared->due[i].datid == datid)
+			bbf_shared->due[i] = bbf_shared->due[--bbf_shared->ndue];
+	}
 	LWLockRelease(bbf_shared->lock);
 }

@@ -87,7 +87,7 @@ extern BbfShared *bbf_shared;
 extern void bbf_shmem_init(void);
 
 /* all processes */
-extern void bbf_shmem_wake(Oid datid);
+extern bool bbf_shmem_wake(Oid datid);
 extern void bbf_shmem_recheck(Oid datid);
 extern void bbf_shmem_cancel(Oid datid, const char *job);
 extern void bbf_shmem_drain(Oid datid);
@@ -106,6 +106,7 @@ extern void bbf_shmem_say_goodbye(void);
 extern void bbf_shmem_add_due(Oid datid, Oid owner);
 extern void bbf_shmem_set_next_due(Oid datid, TimestampTz when);
 extern void bbf_shmem_forget_database(Oid datid);
+extern void bbf_shmem_remove_database(Oid datid);
 extern void bbf_shmem_clear_recheck(Oid datid);
 
 #endif							/* BBF_SHMEM_H */

@@ -134,7 +134,9 @@ static HTAB *cache = NULL;
  * are written already, so that is only early.
  */
 static MemoryContext collect_context = NULL;
+static MemoryContext keys_context = NULL;	/* a child of it, for the keys */
 static List *collected = NIL;
+static int	settling = 0;		/* depth of statements that use keys_context */
 
 static void
 relcache_callback(Datum arg, Oid relid)
@@ -166,7 +168,9 @@ static void
 forget_collected(void *arg)
 {
 	collect_context = NULL;
+	keys_context = NULL;
 	collected = NIL;
+	settling = 0;
 }
 
 /* Describe a key column. */
@@ -246,6 +250,10 @@ build(ServedJob *served, const char *name)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("%s is missing", missing)));
 	served->owner = pair->owner;
+	if (!bbf_job_belongs_to(job, pair->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the source does not belong to role \"%s\" any more", job->owner)));
 	served->source_schema = get_rel_namespace(pair->source);
 	served->target_schema = get_rel_namespace(pair->target);
 	init_key(&served->source_key, pair->source_key_att, pair->key_type,
@@ -254,7 +262,8 @@ build(ServedJob *served, const char *name)
 			 pair->key_collation, served->context);
 
 	become(served->owner, &save_userid, &save_context);
-	nestlevel = bbf_txn_pin();
+	nestlevel = NewGUCNestLevel();
+	bbf_txn_pin_text();
 	(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
@@ -391,7 +400,7 @@ rights_lost(const ServedJob *served)
  * warning, if it cannot be served.
  */
 static ServedJob *
-serve(const char *name, Relation rel, bool of_source)
+serve(const char *name, Relation rel, bool of_source, bool needs_rights)
 {
 	CacheEntry *entry;
 	const char *why;
@@ -430,7 +439,7 @@ serve(const char *name, Relation rel, bool of_source)
 		warn(name, rel, "The table is not the job's.");
 		return NULL;
 	}
-	if ((why = rights_lost(entry->served)) != NULL)
+	if (needs_rights && (why = rights_lost(entry->served)) != NULL)
 	{
 		warn(name, rel, why);
 		return NULL;
@@ -483,14 +492,19 @@ read_transition_table(Tuplestorestate *rows, Relation rel, const KeyColumn *colu
 	ExecDropSingleTupleTableSlot(slot);
 }
 
-/* Run one of the saved statements with a snapshot of now. */
+/*
+ * Run one of the saved statements with a snapshot of now.  The search path is
+ * pinned for each: the one before may have fired a trigger that set it.
+ */
 static uint64
 execute(SPIPlanPtr plan, Datum *values, int expected)
 {
 	MemoryContext context = CurrentMemoryContext;
+	int			nestlevel = bbf_txn_pin();
 	int			rc = SPI_execute_snapshot(plan, values, NULL, GetLatestSnapshot(),
 										  InvalidSnapshot, false, true, 0);
 
+	bbf_txn_unpin(nestlevel);
 	MemoryContextSwitchTo(context);
 	if (rc != expected)
 		elog(ERROR, "SPI_execute_snapshot returned %s", SPI_result_code_string(rc));
@@ -549,11 +563,7 @@ settle_source_keys(const ServedJob *served, Datum *keys, int n)
 	execute(served->source_settle, values, SPI_OK_UPDATE);
 }
 
-/*
- * Settle a set of keys, in key order.  No user's code runs between the pin and
- * the plan of the last statement of a chunk but the owner's own, whose rights
- * these are.
- */
+/* Settle a set of keys, in key order. */
 static void
 settle(ServedJob *served, KeySet *set, bool of_source, bool inserted)
 {
@@ -571,13 +581,11 @@ settle(ServedJob *served, KeySet *set, bool of_source, bool inserted)
 	for (int i = 0; i < set->n; i += KEYS_AT_ONCE)
 	{
 		int			n = Min(KEYS_AT_ONCE, set->n - i);
-		int			nestlevel = bbf_txn_pin();
 
 		if (of_source)
 			settle_source_keys(served, set->keys + i, n);
 		else
 			settle_target_keys(served, set->keys + i, n, inserted);
-		bbf_txn_unpin(nestlevel);
 	}
 	SPI_finish();
 	SetUserIdAndSecContext(save_userid, save_context);
@@ -605,6 +613,8 @@ collecting(const char *job, bool of_source, bool create)
 
 		collect_context = AllocSetContextCreate(TopTransactionContext, "bgw_backfill keys",
 												ALLOCSET_DEFAULT_SIZES);
+		keys_context = AllocSetContextCreate(collect_context, "bgw_backfill key arrays",
+											 ALLOCSET_DEFAULT_SIZES);
 		callback = MemoryContextAllocZero(collect_context, sizeof(*callback));
 		callback->func = forget_collected;
 		MemoryContextRegisterResetCallback(collect_context, callback);
@@ -616,6 +626,27 @@ collecting(const char *job, bool of_source, bool create)
 	collected = lappend(collected, set);
 	MemoryContextSwitchTo(old);
 	return set;
+}
+
+/* Free the keys of statements that are worked off, unless one is in use. */
+static void
+free_collected(void)
+{
+	ListCell   *lc;
+
+	if (settling > 0)
+		return;
+	foreach(lc, collected)
+	{
+		if (((KeySet *) lfirst(lc))->n > 0)
+			return;
+	}
+	foreach(lc, collected)
+	{
+		((KeySet *) lfirst(lc))->keys = NULL;
+		((KeySet *) lfirst(lc))->size = 0;
+	}
+	MemoryContextReset(keys_context);
 }
 
 /* Has this transaction deleted or changed rows of the job's target? */
@@ -647,6 +678,50 @@ add_row_keys(TriggerData *trigdata, const KeyColumn *column, KeySet *set)
 	}
 }
 
+/*
+ * Collect the keys of the event, or settle them.  row_keys: what row triggers
+ * have collected for an UPDATE's statement trigger.
+ */
+static void
+work_off(TriggerData *trigdata, ServedJob *served, KeySet *row_keys, bool of_source)
+{
+	const char *name = trigdata->tg_trigger->tgargs[0];
+	KeyColumn  *column = of_source ? &served->source_key : &served->target_key;
+	bool		inserted = TRIGGER_FIRED_BY_INSERT(trigdata->tg_event);
+	KeySet		set = {0};
+
+	if (!of_source && !inserted)
+		collecting(name, false, true)->removed = true;
+
+	if (row_keys)
+	{
+		set = *row_keys;
+		row_keys->keys = NULL;
+		row_keys->n = row_keys->size = 0;
+		settling++;
+		settle(served, &set, of_source, false);
+		settling--;
+		free_collected();
+		return;
+	}
+	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && trigdata->tg_trigger->tgnargs == 1)
+	{
+		KeySet	   *collect = collecting(name, of_source, true);
+		MemoryContext old = MemoryContextSwitchTo(keys_context);
+
+		add_row_keys(trigdata, column, collect);
+		MemoryContextSwitchTo(old);
+		return;
+	}
+	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
+		add_row_keys(trigdata, column, &set);
+	else if (inserted && trigdata->tg_newtable)
+		read_transition_table(trigdata->tg_newtable, trigdata->tg_relation, column, &set);
+	else if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) && trigdata->tg_oldtable)
+		read_transition_table(trigdata->tg_oldtable, trigdata->tg_relation, column, &set);
+	settle(served, &set, of_source, inserted && !has_removed(name));
+}
+
 /* The common part of both trigger functions. */
 static Datum
 follow(FunctionCallInfo fcinfo, bool of_source)
@@ -654,9 +729,7 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	const char *name;
 	ServedJob  *served;
-	KeyColumn  *column;
-	KeySet		set = {0};
-	KeySet	   *row_keys = NULL;
+	KeySet	   *volatile row_keys = NULL;
 	bool		per_row;
 	bool		update;
 
@@ -675,43 +748,22 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 		((row_keys = collecting(name, of_source, false)) == NULL || row_keys->n == 0))
 		return PointerGetDatum(NULL);
 
-	served = serve(name, trigdata->tg_relation, of_source);
+	served = serve(name, trigdata->tg_relation, of_source, true);
 	if (served == NULL)
 	{
 		if (row_keys)
 			row_keys->n = 0;
 		return PointerGetDatum(NULL);
 	}
-	column = of_source ? &served->source_key : &served->target_key;
-	if (!of_source && !TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		collecting(name, false, true)->removed = true;
-
-	if (per_row && update && trigdata->tg_trigger->tgnargs == 1)
+	PG_TRY();
 	{
-		KeySet	   *collect = collecting(name, of_source, true);
-		MemoryContext old = MemoryContextSwitchTo(collect_context);
-
-		add_row_keys(trigdata, column, collect);
-		MemoryContextSwitchTo(old);
+		work_off(trigdata, served, row_keys, of_source);
 	}
-	else
+	PG_FINALLY();
 	{
-		if (per_row)
-			add_row_keys(trigdata, column, &set);
-		else if (update)
-		{
-			set = *row_keys;
-			row_keys->keys = NULL;
-			row_keys->n = row_keys->size = 0;
-		}
-		else if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) && trigdata->tg_newtable)
-			read_transition_table(trigdata->tg_newtable, trigdata->tg_relation, column, &set);
-		else if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) && trigdata->tg_oldtable)
-			read_transition_table(trigdata->tg_oldtable, trigdata->tg_relation, column, &set);
-		settle(served, &set, of_source,
-			   TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) && !has_removed(name));
+		release(served);
 	}
-	release(served);
+	PG_END_TRY();
 	return PointerGetDatum(NULL);
 }
 
@@ -747,7 +799,7 @@ bgw_backfill_target_truncated(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" must be called by a TRUNCATE trigger of a job",
 						"target_truncated")));
 	name = trigdata->tg_trigger->tgargs[0];
-	served = serve(name, trigdata->tg_relation, false);
+	served = serve(name, trigdata->tg_relation, false, false);
 	if (served == NULL)
 		return PointerGetDatum(NULL);
 	SPI_connect();

@@ -25,6 +25,7 @@
 #include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "compat.h"
@@ -53,6 +54,8 @@
 
 static Oid	session_owner = InvalidOid;
 static TimestampTz armed_until = 0;
+static MemoryContext caller_context = NULL; /* current before and after */
+static int	commit_timeout = 0; /* the last limit of this transaction */
 
 /* OID of the extension in this database, or InvalidOid. */
 Oid
@@ -133,6 +136,8 @@ harden_session(void)
 		{"intervalstyle", "postgres"},
 		{"extra_float_digits", "1"},
 		{"bytea_output", "hex"},
+		{"lc_monetary", "C"},
+		{"standard_conforming_strings", "on"},
 		{"enable_seqscan", "off"},
 		{"enable_nestloop", "on"},
 		{"enable_indexscan", "on"},
@@ -151,33 +156,28 @@ harden_session(void)
 	if (GetConfigOption("transaction_timeout", true, false) != NULL)
 		bbf_txn_set("transaction_timeout", "0");
 
-	if (OidIsValid(session_owner))
-	{
-		SetUserIdAndSecContext(session_owner, 0);
-		for (int i = 0; i < (int) lengthof(wanted); i++)
-			bbf_txn_set(wanted[i].name, wanted[i].value);
-	}
-	else
-	{
-		bbf_txn_set("search_path", BBF_SEARCH_PATH);
-		bbf_txn_set("default_transaction_isolation", "read committed");
-		bbf_txn_set("statement_timeout", "0");
-	}
+	SetUserIdAndSecContext(OidIsValid(session_owner) ? session_owner : BOOTSTRAP_SUPERUSERID, 0);
+	for (int i = 0; i < (int) lengthof(wanted); i++)
+		bbf_txn_set(wanted[i].name, wanted[i].value);
 }
 
 /*
  * Begin a transaction with SPI connected and a snapshot pushed.  Returns false,
- * outside any transaction, when the extension is gone.
+ * outside any transaction, when the extension is gone.  The caller's memory
+ * context stays the current one, now and after the commit: what is read lives as
+ * long as the caller wants.
  */
 bool
 bbf_txn_begin(void)
 {
 	Oid			ext;
 
+	caller_context = CurrentMemoryContext;
 	harden_session();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	bbf_txn_lock_timeout(bbf_guc_server_value(BBF_LOCK_TIMEOUT));
+	commit_timeout = bbf_guc_server_value(BBF_STATEMENT_TIMEOUT);
 
 	/* lock the extension, then look again */
 	ext = bbf_txn_extension_oid();
@@ -189,21 +189,29 @@ bbf_txn_begin(void)
 	if (!OidIsValid(ext))
 	{
 		CommitTransactionCommand();
+		MemoryContextSwitchTo(caller_context);
 		return false;
 	}
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(caller_context);
 	return true;
 }
 
-/* Commit, as the owner: deferred triggers run here. */
+/*
+ * Commit, as the owner: deferred triggers run here, and are given no more time
+ * than a statement.
+ */
 void
 bbf_txn_commit(void)
 {
 	bbf_txn_disarm();
 	PopActiveSnapshot();
 	SPI_finish();
+	bbf_txn_arm(commit_timeout);
 	CommitTransactionCommand();
+	bbf_txn_disarm();
+	MemoryContextSwitchTo(caller_context);
 	pgstat_report_stat(false);
 }
 
@@ -232,6 +240,7 @@ bbf_txn_abort(void)
 void
 bbf_txn_begin_utility(void)
 {
+	caller_context = CurrentMemoryContext;
 	harden_session();
 	bbf_txn_lock_timeout(0);
 	SetCurrentStatementStartTimestamp();
@@ -253,7 +262,7 @@ bbf_txn_utility(const char *sql)
 	List	   *parsed;
 
 	MemoryContextSwitchTo(context);
-
+	PortalContext = context;	/* where VACUUM puts what it keeps */
 	PG_TRY();
 	{
 		pgstat_report_activity(STATE_RUNNING, sql);
@@ -273,6 +282,7 @@ bbf_txn_utility(const char *sql)
 	PG_FINALLY();
 	{
 		/* the caller's context may have gone with the statement's commits */
+		PortalContext = NULL;
 		MemoryContextSwitchTo(TopMemoryContext);
 		MemoryContextDelete(context);
 	}
@@ -284,6 +294,7 @@ void
 bbf_txn_end_utility(void)
 {
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(caller_context);
 	pgstat_report_stat(false);
 }
 
@@ -297,6 +308,7 @@ bbf_txn_arm(int timeout_ms)
 {
 	if (timeout_ms <= 0)
 		return;
+	commit_timeout = timeout_ms;
 	armed_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
 	enable_timeout_after(STATEMENT_TIMEOUT, timeout_ms);
 }
@@ -306,6 +318,8 @@ void
 bbf_txn_disarm(void)
 {
 	disable_timeout(STATEMENT_TIMEOUT, false);
+	if (armed_until != 0 && GetCurrentTimestamp() >= armed_until)
+		QueryCancelPending = false; /* it fired when all was done */
 	armed_until = 0;
 }
 
@@ -346,6 +360,28 @@ bbf_txn_pin(void)
 	(void) set_config_option("search_path", BBF_SEARCH_PATH, PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	return nestlevel;
+}
+
+/*
+ * Pin, in the current level, all that decides how an expression and its
+ * constants are written and read.
+ */
+void
+bbf_txn_pin_text(void)
+{
+	static const char *const pinned[][2] = {
+		{"search_path", BBF_SEARCH_PATH},
+		{"datestyle", "ISO, YMD"},
+		{"intervalstyle", "postgres"},
+		{"extra_float_digits", "1"},
+		{"bytea_output", "hex"},
+		{"lc_monetary", "C"},
+		{"standard_conforming_strings", "on"}
+	};
+
+	for (int i = 0; i < (int) lengthof(pinned); i++)
+		(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
 
 /* Back to the settings before bbf_txn_pin(). */

@@ -28,6 +28,7 @@ extern void bbf_txn_set(const char *name, const char *value);
 
 /* statements */
 extern int	bbf_txn_pin(void);
+extern void bbf_txn_pin_text(void);
 extern void bbf_txn_unpin(int nestlevel);
 extern uint64 bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
 						  const char *nulls, int expected);

@@ -75,6 +75,8 @@ database_to_drain(Node *stmt)
 			break;
 		case T_CreatedbStmt:
 			name = string_option(((CreatedbStmt *) stmt)->options, "template");
+			if (name == NULL)
+				name = "template1";
 			break;
 		case T_AlterDatabaseStmt:
 			if (string_option(((AlterDatabaseStmt *) stmt)->options, "tablespace"))
@@ -116,11 +118,18 @@ process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tre
 	{
 		next(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
 		bbf_shmem_undrain(datid);
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
+
+	/* DROP DATABASE runs in no transaction block: it is as good as committed */
+	if (IsA(pstmt->utilityStmt, DropdbStmt))
+		bbf_shmem_remove_database(datid);
+	else
+		bbf_shmem_undrain(datid);
 }
 
 /* Install the hook. */

@@ -9,20 +9,7 @@
  */
 #include "postgres.h"
 
-#include "utils/timestamp.h"
 #include "verify.h"
-
-/* In phase live: is a sweep under way, asked for, or due? */
-bool
-bbf_verify_is_due(const BbfJob *job, TimestampTz now)
-{
-	int			interval = bbf_job_setting(job, BBF_VERIFY_INTERVAL);
-
-	return job->sweep_started_at != 0 ||
-		job->verify_requests > job->sweep_request ||
-		(interval >= 0 &&
-		 TimestampTzPlusMilliseconds(job->verified_at, 1000 * (int64) interval) <= now);
-}
 
 /* One batch of a sweep. */
 BbfWalkStep

@@ -8,7 +8,6 @@
 #include "job.h"
 #include "walk.h"
 
-extern bool bbf_verify_is_due(const BbfJob *job, TimestampTz now);
 extern BbfWalkStep bbf_verify_step(BbfJob *job);
 
 #endif							/* BBF_VERIFY_H */

@@ -23,7 +23,9 @@
 
 PG_FUNCTION_INFO_V1(bgw_backfill_wait);
 
-#define LOOK_EVERY_MS	50
+/* between two looks: from the first to the second, growing */
+#define MIN_SLEEP_MS	50
+#define MAX_SLEEP_MS	500
 
 /*
  * Has the job reached the phase?  An error if it never will without a hand.  The
@@ -34,6 +36,7 @@ has_reached(const char *name, BbfPhase wanted)
 {
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(name)};
+	char	   *phase_name;
 	char	   *state;
 	char	   *last_error;
 	BbfPhase	phase;
@@ -49,10 +52,12 @@ has_reached(const char *name, BbfPhase wanted)
 				 errmsg("job \"%s\" does not exist", name),
 				 errhint("The view bgw_backfill.jobs lists your jobs.")));
 	}
-	if (!bbf_job_phase_from_name(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1), &phase))
-		elog(ERROR, "job \"%s\" has no valid phase", name);
+	phase_name = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	state = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
 	last_error = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3);
+	SPI_freetuptable(SPI_tuptable);
+	if (!bbf_job_phase_from_name(phase_name, &phase))
+		elog(ERROR, "job \"%s\" has no valid phase", name);
 	if (strcmp(state, "failed") == 0 || strcmp(state, "held") == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -64,11 +69,11 @@ has_reached(const char *name, BbfPhase wanted)
 
 /* Let go of the snapshot and sleep for a moment. */
 static void
-sleep_without_snapshot(void)
+sleep_without_snapshot(long ms)
 {
 	SPI_commit();
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 LOOK_EVERY_MS, PG_WAIT_EXTENSION);
+					 ms, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 }
@@ -82,6 +87,8 @@ bgw_backfill_wait(PG_FUNCTION_ARGS)
 	char	   *phase_name;
 	BbfPhase	phase;
 	TimestampTz until;
+	MemoryContext look;
+	long		ms = MIN_SLEEP_MS;
 
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(2))
 		ereport(ERROR,
@@ -105,14 +112,20 @@ bgw_backfill_wait(PG_FUNCTION_ARGS)
 													PG_GETARG_DATUM(2)));
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
-	while (!has_reached(name, phase))
+	look = AllocSetContextCreate(CurrentMemoryContext, "bgw_backfill wait", ALLOCSET_SMALL_SIZES);
+	for (;;)
 	{
+		MemoryContextSwitchTo(look);
+		MemoryContextReset(look);
+		if (has_reached(name, phase))
+			break;
 		if (GetCurrentTimestamp() >= until)
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("job \"%s\" did not reach phase \"%s\" in time", name, phase_name),
 					 errhint("See bgw_backfill.progress; the job goes on.")));
-		sleep_without_snapshot();
+		sleep_without_snapshot(ms);
+		ms = Min(ms + ms / 4, MAX_SLEEP_MS);
 	}
 	SPI_finish();
 	PG_RETURN_VOID();

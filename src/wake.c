@@ -36,7 +36,7 @@ xact_callback(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_COMMIT:
 			if (wake_pending)
-				bbf_shmem_wake(MyDatabaseId);
+				(void) bbf_shmem_wake(MyDatabaseId);
 			foreach(lc, cancel_pending)
 				bbf_shmem_cancel(MyDatabaseId, lfirst(lc));
 			break;

