@@ -24,6 +24,7 @@
 #include "parser/parse_expr.h"
 #include "parser/parse_relation.h"
 #include "parser/parser.h"
+#include "session.h"
 #include "txn.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -224,7 +225,7 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 					 errdetail("The view of pending rows adds the flag itself.")));
 	}
 
-	bbf_txn_pin_text();
+	bbf_session_pin_text();
 	result = deparse_expression(expr, deparse_context_for(RelationGetRelationName(rel), relid),
 								false, false);
 	end_as_owner(save);
@@ -247,7 +248,7 @@ bbf_expr_deparse(const char *canonical, Oid relid, const char *alias)
 		return NULL;
 	rel = table_open(relid, AccessShareLock);
 	save = begin_as_owner(rel);
-	bbf_txn_pin_text();
+	bbf_session_pin_text();
 	result = psprintf("(%s)", deparse_expression(analyze(canonical, rel, "condition"),
 												 deparse_context_for(alias, relid), true, false));
 	end_as_owner(save);
@@ -269,7 +270,7 @@ bbf_expr_columns(const char *canonical, Oid relid)
 		return NULL;
 	rel = table_open(relid, AccessShareLock);
 	save = begin_as_owner(rel);
-	bbf_txn_pin_text();
+	bbf_session_pin_text();
 	pull_varattnos(analyze(canonical, rel, "condition"), 1, &offset_columns);
 	end_as_owner(save);
 	while ((column = bms_next_member(offset_columns, column)) >= 0)

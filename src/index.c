@@ -18,6 +18,7 @@
 #include "mode.h"
 #include "postmaster/autovacuum.h"
 #include "shmem.h"
+#include "session.h"
 #include "txn.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -78,12 +79,12 @@ vacuum_source(const char *source_sql)
 	if (autovacuum_vac_cost_delay >= 0)
 	{
 		snprintf(value, sizeof(value), "%g", autovacuum_vac_cost_delay);
-		bbf_txn_set("vacuum_cost_delay", value);
+		bbf_session_set("vacuum_cost_delay", value);
 	}
 	if (autovacuum_vac_cost_limit > 0)
 	{
 		snprintf(value, sizeof(value), "%d", autovacuum_vac_cost_limit);
-		bbf_txn_set("vacuum_cost_limit", value);
+		bbf_session_set("vacuum_cost_limit", value);
 	}
 	run_concurrently(psprintf("VACUUM (ANALYZE, TRUNCATE false, PARALLEL 0) %s", source_sql));
 }

@@ -19,13 +19,7 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
-#include "access/tableam.h"
-#include "access/xact.h"
-#include "catalog/pg_database.h"
+#include "databases.h"
 #include "guc.h"
 #include "launcher.h"
 #include "miscadmin.h"
@@ -35,9 +29,7 @@
 #include "storage/procarray.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #define LOOK_AT_DATABASES_MS	(60 * 1000)
@@ -45,13 +37,6 @@
 #define ATTACH_WITHIN_MS		(30 * 1000)
 #define NO_SLOTS_RETRY_MS		1000
 
-typedef struct KnownDatabase
-{
-	Oid			datid;			/* hash key */
-	bool		seen;
-} KnownDatabase;
-
-static HTAB *known = NULL;
 static BackgroundWorkerHandle *handles[BBF_MAX_SLOTS];
 
 /* Register the launcher with the postmaster. */
@@ -92,74 +77,6 @@ leave(int code, Datum arg)
 	{
 		bbf_shared->launcher_pid = 0;
 		bbf_shared->launcher_latch = NULL;
-	}
-	LWLockRelease(bbf_shared->lock);
-}
-
-/* Read pg_database: have a look at new ones, forget those that are gone. */
-static void
-look_at_databases(void)
-{
-	Relation	rel;
-	TableScanDesc scan;
-	HeapTuple	tuple;
-	HASH_SEQ_STATUS status;
-	KnownDatabase *db;
-
-	hash_seq_init(&status, known);
-	while ((db = hash_seq_search(&status)) != NULL)
-		db->seen = false;
-
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	(void) GetTransactionSnapshot();
-	rel = table_open(DatabaseRelationId, AccessShareLock);
-	scan = table_beginscan_catalog(rel, 0, NULL);
-	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
-	{
-		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-		bool		found;
-
-		db = hash_search(known, &form->oid, HASH_ENTER, &found);
-		db->seen = true;
-		if (!found && form->datallowconn && !form->datistemplate && !bbf_shmem_wake(form->oid))
-			hash_search(known, &form->oid, HASH_REMOVE, NULL);	/* next time */
-	}
-	table_endscan(scan);
-	table_close(rel, AccessShareLock);
-	CommitTransactionCommand();
-
-	hash_seq_init(&status, known);
-	while ((db = hash_seq_search(&status)) != NULL)
-	{
-		if (!db->seen)
-		{
-			Oid			gone = db->datid;
-
-			hash_search(known, &gone, HASH_REMOVE, NULL);
-			bbf_shmem_remove_database(gone);
-		}
-	}
-
-	/* prepared transactions may have been committed */
-	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < BBF_MAX_DATABASES; i++)
-	{
-		if (bbf_shared->databases[i].recheck)
-			bbf_shared->databases[i].dirty = true;
-	}
-	LWLockRelease(bbf_shared->lock);
-}
-
-/* Look at every database that we know of: settings may have changed. */
-static void
-mark_all_dirty(void)
-{
-	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < BBF_MAX_DATABASES; i++)
-	{
-		if (OidIsValid(bbf_shared->databases[i].datid))
-			bbf_shared->databases[i].dirty = true;
 	}
 	LWLockRelease(bbf_shared->lock);
 }
@@ -447,7 +364,6 @@ time_to_sleep(long until_ms)
 void
 bbf_launcher_main(Datum main_arg)
 {
-	HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(KnownDatabase)};
 	TimestampTz looked_at = 0;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -460,7 +376,6 @@ bbf_launcher_main(Datum main_arg)
 	bbf_shared->launcher_pid = MyProcPid;
 	bbf_shared->launcher_latch = MyLatch;
 	LWLockRelease(bbf_shared->lock);
-	known = hash_create("bgw_backfill databases", 64, &ctl, HASH_ELEM | HASH_BLOBS);
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	for (;;)
@@ -472,7 +387,7 @@ bbf_launcher_main(Datum main_arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			mark_all_dirty();
+			bbf_databases_mark_all();
 		}
 
 		reap();
@@ -480,7 +395,7 @@ bbf_launcher_main(Datum main_arg)
 		{
 			if (TimestampDifferenceExceeds(looked_at, GetCurrentTimestamp(), LOOK_AT_DATABASES_MS))
 			{
-				look_at_databases();
+				bbf_databases_look();
 				looked_at = GetCurrentTimestamp();
 			}
 			sleep_ms = start_due() ? time_to_sleep(LOOK_AT_DATABASES_MS) : NO_SLOTS_RETRY_MS;

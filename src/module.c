@@ -8,8 +8,8 @@
 #include "guc.h"
 #include "launcher.h"
 #include "miscadmin.h"
+#include "served.h"
 #include "shmem.h"
-#include "trigger.h"
 #include "utility.h"
 #include "wake.h"
 
@@ -26,7 +26,7 @@ _PG_init(void)
 
 	bbf_guc_define();
 	bbf_wake_init();
-	bbf_trigger_init();
+	bbf_served_init();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

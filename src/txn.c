@@ -34,6 +34,7 @@
 #include "nodes/makefuncs.h"
 #include "parser/parser.h"
 #include "pgstat.h"
+#include "session.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "tcop/pquery.h"
@@ -50,9 +51,6 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
-#define BBF_SEARCH_PATH "pg_catalog, pg_temp"
-
-static Oid	session_owner = InvalidOid;
 static TimestampTz armed_until = 0;
 static MemoryContext caller_context = NULL; /* current before and after */
 static int	commit_timeout = 0; /* the last limit of this transaction */
@@ -91,76 +89,6 @@ bbf_txn_extension_owner(void)
 	return owner;
 }
 
-/* The role that a worker is connected as; InvalidOid in a scheduler. */
-void
-bbf_txn_set_owner(Oid owner)
-{
-	session_owner = owner;
-}
-
-/* Set a setting for the session, whatever it was. */
-void
-bbf_txn_set(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SET, true, 0, false);
-}
-
-/*
- * Make the session what our statements rely on, before the transaction begins,
- * which takes its isolation level from it: where names are looked up,
- * how keys turn into text, and that no plan of a batch can read a whole table
- * (a range or a key array on an index costs the same however large the table,
- * and whatever its statistics say).
- */
-static void
-harden_session(void)
-{
-	static const struct
-	{
-		const char *name;
-		const char *value;
-	}			wanted[] =
-	{
-		{"role", "none"},
-		{"search_path", BBF_SEARCH_PATH},
-		{"row_security", "off"},
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_deferrable", "off"},
-		{"statement_timeout", "0"},
-		{"idle_in_transaction_session_timeout", "0"},
-		{"check_function_bodies", "on"},
-		{"default_tablespace", ""},
-		{"datestyle", "ISO, YMD"},
-		{"intervalstyle", "postgres"},
-		{"extra_float_digits", "1"},
-		{"bytea_output", "hex"},
-		{"lc_monetary", "C"},
-		{"standard_conforming_strings", "on"},
-		{"enable_seqscan", "off"},
-		{"enable_nestloop", "on"},
-		{"enable_indexscan", "on"},
-		{"enable_indexonlyscan", "on"},
-		{"enable_tidscan", "on"},
-		{"enable_mergejoin", "on"},
-		{"enable_hashjoin", "on"},
-		{"enable_sort", "on"},
-		{"max_parallel_workers_per_gather", "0"},
-		{"max_parallel_maintenance_workers", "0"},
-		{"plan_cache_mode", "auto"},
-		{"jit", "off"}
-	};
-
-	/* newer servers only */
-	if (GetConfigOption("transaction_timeout", true, false) != NULL)
-		bbf_txn_set("transaction_timeout", "0");
-
-	SetUserIdAndSecContext(OidIsValid(session_owner) ? session_owner : BOOTSTRAP_SUPERUSERID, 0);
-	for (int i = 0; i < (int) lengthof(wanted); i++)
-		bbf_txn_set(wanted[i].name, wanted[i].value);
-}
-
 /*
  * Begin a transaction with SPI connected and a snapshot pushed.  Returns false,
  * outside any transaction, when the extension is gone.  The caller's memory
@@ -173,7 +101,7 @@ bbf_txn_begin(void)
 	Oid			ext;
 
 	caller_context = CurrentMemoryContext;
-	harden_session();
+	bbf_session_harden();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	bbf_txn_lock_timeout(bbf_guc_server_value(BBF_LOCK_TIMEOUT));
@@ -241,7 +169,7 @@ void
 bbf_txn_begin_utility(void)
 {
 	caller_context = CurrentMemoryContext;
-	harden_session();
+	bbf_session_harden();
 	bbf_txn_lock_timeout(0);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -343,52 +271,7 @@ bbf_txn_lock_timeout(int timeout_ms)
 	char		value[32];
 
 	snprintf(value, sizeof(value), "%d", timeout_ms);
-	bbf_txn_set("lock_timeout", value);
-}
-
-/*
- * Pin what the next statement relies on, in a level of its own; returns the
- * level for bbf_txn_unpin().  To be used around each single statement that
- * runs with other rights than the caller's: a trigger that the statement
- * before it fired may have set the search path.
- */
-int
-bbf_txn_pin(void)
-{
-	int			nestlevel = NewGUCNestLevel();
-
-	(void) set_config_option("search_path", BBF_SEARCH_PATH, PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	return nestlevel;
-}
-
-/*
- * Pin, in the current level, all that decides how an expression and its
- * constants are written and read.
- */
-void
-bbf_txn_pin_text(void)
-{
-	static const char *const pinned[][2] = {
-		{"search_path", BBF_SEARCH_PATH},
-		{"datestyle", "ISO, YMD"},
-		{"intervalstyle", "postgres"},
-		{"extra_float_digits", "1"},
-		{"bytea_output", "hex"},
-		{"lc_monetary", "C"},
-		{"standard_conforming_strings", "on"}
-	};
-
-	for (int i = 0; i < (int) lengthof(pinned); i++)
-		(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-}
-
-/* Back to the settings before bbf_txn_pin(). */
-void
-bbf_txn_unpin(int nestlevel)
-{
-	AtEOXact_GUC(true, nestlevel);
+	bbf_session_set("lock_timeout", value);
 }
 
 /*
@@ -452,12 +335,12 @@ bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
 	GetUserIdAndSecContext(&save_userid, &save_context);
 	SetUserIdAndSecContext(owner, save_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION);
-	nestlevel = bbf_txn_pin();
+	nestlevel = bbf_session_pin();
 	if (IsolationUsesXactSnapshot())
 		processed = sql_latest(sql, nargs, types, values, nulls, expected);
 	else
 		processed = bbf_txn_sql(sql, nargs, types, values, nulls, expected);
-	bbf_txn_unpin(nestlevel);
+	bbf_session_unpin(nestlevel);
 	SetUserIdAndSecContext(save_userid, save_context);
 	return processed;
 }

@@ -11,7 +11,6 @@ extern Oid	bbf_txn_extension_oid(void);
 extern Oid	bbf_txn_extension_owner(void);
 
 /* transactions: background processes only */
-extern void bbf_txn_set_owner(Oid owner);
 extern bool bbf_txn_begin(void);
 extern void bbf_txn_commit(void);
 extern void bbf_txn_abort(void);
@@ -24,12 +23,8 @@ extern void bbf_txn_arm(int timeout_ms);
 extern void bbf_txn_disarm(void);
 extern bool bbf_txn_timed_out(void);
 extern void bbf_txn_lock_timeout(int timeout_ms);
-extern void bbf_txn_set(const char *name, const char *value);
 
 /* statements */
-extern int	bbf_txn_pin(void);
-extern void bbf_txn_pin_text(void);
-extern void bbf_txn_unpin(int nestlevel);
 extern uint64 bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
 						  const char *nulls, int expected);
 extern uint64 bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,

@@ -34,6 +34,7 @@
 #include "storage/itemptr.h"
 #include "storage/proc.h"
 #include "throttle.h"
+#include "session.h"
 #include "txn.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -200,12 +201,12 @@ find_candidates(Walk *walk)
 	Datum		values[] = {walk->low, walk->high};
 	RowSet		set;
 
-	bbf_txn_set("enable_nestloop", "off");
+	bbf_session_set("enable_nestloop", "off");
 	statement(walk->job,
 			  walk->mode->candidates(walk->job, walk->pair, walk->sweep, walk->bounded),
 			  2, types, values, walk->bounded ? NULL : "n ", SPI_OK_SELECT);
 	set = take_rows(walk->pair);
-	bbf_txn_set("enable_nestloop", "on");
+	bbf_session_set("enable_nestloop", "on");
 	return set;
 }
 

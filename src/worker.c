@@ -28,6 +28,7 @@
 #include "scan.h"
 #include "shmem.h"
 #include "throttle.h"
+#include "session.h"
 #include "txn.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -422,7 +423,7 @@ bbf_worker_main(Datum main_arg)
 	if (bbf_launcher_attach(main_arg, &launch) == NULL)
 		return;
 	BackgroundWorkerInitializeConnectionByOid(launch.datid, launch.owner, 0);
-	bbf_txn_set_owner(launch.owner);
+	bbf_session_set_owner(launch.owner);
 	step_context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill step",
 										 ALLOCSET_DEFAULT_SIZES);
 	bbf_shmem_set_next_due(launch.datid, work());

@@ -1,6 +1,6 @@
+\set ECHO none
 -- What every regression test begins with: the extension anew, a role that is not a superuser, its empty schema,
 -- and some helpers. Included quietly, so that a test shows its own topic alone.
-\set ECHO none
 \set SHOW_CONTEXT never
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS bgw_backfill CASCADE;

@@ -18,7 +18,8 @@ CREATE TABLE events (
 	number int UNIQUE,
 	exact numeric UNIQUE,
 	code uuid UNIQUE,
-	point point);
+	point point,
+	list int[] UNIQUE);
 CREATE INDEX ON events (plain);
 CREATE UNIQUE INDEX ON events (partly) WHERE partly > 0;
 CREATE UNIQUE INDEX ON events (first, second);
@@ -33,7 +34,8 @@ CREATE TABLE vectors (
 	called text COLLATE "POSIX",
 	label text COLLATE "C",
 	number int,
-	small smallint);
+	small smallint,
+	list int[] UNIQUE);
 CREATE INDEX ON vectors (partly) WHERE partly > 0;
 CREATE INDEX ON vectors (id, second);
 CREATE INDEX ON vectors USING hash (hashed);
@@ -55,6 +57,9 @@ FROM unnest('{id,unindexed,partly,second,hashed,nothing,ctid,""}'::text[]) x;
 SELECT s, t, test.refused(format($$SELECT bgw_backfill.track('events', 'vectors', source_key => %L, target_key => %L)$$, s, t))
 FROM (VALUES ('id', 'number'), ('id', 'small'), ('number', 'id'), ('number', 'small'), ('called', 'label'),
 	('id', 'label'), ('called', 'id'), ('exact', 'id'), ('code', 'label'), ('called', 'called')) v (s, t);
+
+-- arrays of keys are needed, and there are no arrays of arrays
+SELECT left(test.refused($$SELECT bgw_backfill.track('events', 'vectors', source_key => 'list', target_key => 'list')$$), 5);
 
 -- keys that are not given come from the foreign key, or from the primary key
 CREATE TABLE two_ways (

@@ -25,7 +25,7 @@ track($node, source => 'slow');
 wait_batches($node, 2, 'slow');
 app($node, <<'SQL');
 BEGIN;
-SELECT bgw_backfill.track('fast', 'fast_emb');
+SELECT bgw_backfill.track('fast', 'fast_emb', group_by => 'org');
 SELECT bgw_backfill.configure('fast', 'batch_sleep', '0');
 COMMIT;
 SQL
@@ -38,7 +38,7 @@ paced('batch_sleep was kept beside a job without one', 4);
 app($node, "SELECT bgw_backfill.configure('slow', 'batch_sleep', '1 h')");
 ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM bgw_backfill.worker_status() WHERE job = 'slow'"), 'its worker leaves');
 my $batches = progress($node, 'batches', 'slow');
-app($node, "SELECT bgw_backfill.track('other', 'other_emb')");
+app($node, "SELECT bgw_backfill.track('other', 'other_emb', group_by => 'org')");
 wait_phase($node, 'live', 'other');
 app($node, "SELECT bgw_backfill.configure('other', 'scan_interval', '1 s')");
 my $scans = sql($node, "SELECT scans FROM bgw_backfill.job_state WHERE job = 'other'");

@@ -1,0 +1,32 @@
+/*
+ * keyset.h
+ *		Sets of keys: what a statement touched.
+ */
+#ifndef BBF_KEYSET_H
+#define BBF_KEYSET_H
+
+#include "commands/trigger.h"
+#include "served.h"
+
+/* a set of keys */
+typedef struct BbfKeySet
+{
+	char		job[NAMEDATALEN];
+	bool		of_source;
+	bool		removed;		/* target rows were deleted or changed */
+	Datum	   *keys;
+	int			n;
+	int			size;
+} BbfKeySet;
+
+extern void bbf_keyset_read_table(Tuplestorestate *rows, Relation rel, const BbfKeyColumn *column,
+								  BbfKeySet *set);
+extern void bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet *set);
+extern BbfKeySet *bbf_keyset_collecting(const char *job, bool of_source, bool create);
+extern void bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, bool of_source);
+extern BbfKeySet bbf_keyset_take(BbfKeySet *collected_set);
+extern void bbf_keyset_done(void);
+extern bool bbf_keyset_has_removed(const char *job);
+extern void bbf_keyset_sort(BbfKeySet *set, BbfKeyColumn *column);
+
+#endif							/* BBF_KEYSET_H */

@@ -1,0 +1,340 @@
+/*
+ * served.c
+ *		What a trigger knows about its job: keys, owner and saved statements.
+ *
+ * What is known about a job is cached per backend and dropped by relcache
+ * invalidation of its tables and of the table of jobs.  A trigger's own UPDATE
+ * can fire another of our triggers, so an entry may be replaced while it is in
+ * use further up: whoever uses one holds a reference.
+ *
+ * A job that cannot be served gets a WARNING, and the write passes: the
+ * application's data goes first.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "mode.h"
+#include "served.h"
+#include "session.h"
+#include "txn.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/typcache.h"
+
+typedef struct CacheEntry
+{
+	char		name[NAMEDATALEN];
+	BbfServed  *served;
+} CacheEntry;
+
+static HTAB *cache = NULL;
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS status;
+	CacheEntry *entry;
+
+	if (cache == NULL)
+		return;
+	hash_seq_init(&status, cache);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		BbfServed  *served = entry->served;
+
+		if (served && (relid == InvalidOid || relid == served->job_table ||
+					   relid == served->source || relid == served->target))
+			served->stale = true;
+	}
+}
+
+/* Once per process that has the library. */
+void
+bbf_served_init(void)
+{
+	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+}
+
+/* Describe a key column. */
+static void
+init_key(BbfKeyColumn *key, AttrNumber attno, Oid type, Oid collation, MemoryContext context)
+{
+	TypeCacheEntry *cached = lookup_type_cache(type, TYPECACHE_CMP_PROC_FINFO);
+
+	key->attno = attno;
+	key->type = type;
+	key->array_type = get_array_type(type);
+	key->collation = collation;
+	get_typlenbyvalalign(type, &key->typlen, &key->typbyval, &key->typalign);
+	if (!OidIsValid(cached->cmp_proc) || !OidIsValid(key->array_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("type %s cannot be a key", format_type_be(type))));
+	fmgr_info_cxt(cached->cmp_proc, &key->cmp, context);
+}
+
+/*
+ * Save a statement for good, planned here and now, once for all keys: by the
+ * index on the key or by place, never by reading a table or in the heap's order
+ * (which would lock rows in that order), however small the table is today.
+ */
+static SPIPlanPtr
+save_plan(const char *sql, int nargs, Oid *types)
+{
+	SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
+	CachedPlan *cplan;
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare_cursor returned %s for \"%s\"",
+			 SPI_result_code_string(SPI_result), sql);
+	SPI_keepplan(plan);
+	cplan = SPI_plan_get_cached_plan(plan);
+	if (cplan)
+		ReleaseCachedPlan(cplan, CurrentResourceOwner);
+	return plan;
+}
+
+/* Run by the rules of foreign-key checks; returns what to restore. */
+void
+bbf_served_become(Oid owner, Oid *save_userid, int *save_context)
+{
+	GetUserIdAndSecContext(save_userid, save_context);
+	SetUserIdAndSecContext(owner, *save_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS);
+}
+
+/* Read a job and prepare its statements.  An error if that can't be done. */
+static void
+build(BbfServed *served, const char *name)
+{
+	BbfJob	   *job = bbf_job_load(name);
+	const BbfMode *mode;
+	BbfPair    *pair;
+	char	   *missing;
+	char	   *short_way;
+	Oid			types[2];
+	Oid			save_userid;
+	int			save_context;
+	int			nestlevel;
+
+	if (job == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("job \"%s\" does not exist", name)));
+	served->job_table = get_relname_relid("job", get_namespace_oid("bgw_backfill", false));
+	served->source = bbf_job_source(job);
+	served->target = bbf_job_target(job);
+	mode = bbf_mode_lookup(job->mode);
+	pair = bbf_pair_load(job);
+	missing = mode->missing(job, pair);
+	if (missing && strstr(missing, "default") == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("%s is missing", missing)));
+	served->owner = pair->owner;
+	if (!bbf_job_belongs_to(job, pair->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the source does not belong to role \"%s\" any more", job->owner)));
+	served->source_schema = get_rel_namespace(pair->source);
+	served->target_schema = get_rel_namespace(pair->target);
+	init_key(&served->source_key, pair->source_key_att, pair->key_type,
+			 pair->key_collation, served->context);
+	init_key(&served->target_key, pair->target_key_att, pair->target_key_type,
+			 pair->key_collation, served->context);
+
+	bbf_served_become(served->owner, &save_userid, &save_context);
+	nestlevel = NewGUCNestLevel();
+	bbf_session_pin_text();
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	types[0] = served->target_key.array_type;
+	if ((short_way = mode->target_settle_new(job, pair)) != NULL)
+		served->target_settle_new = save_plan(short_way, 1, types);
+	served->target_lock = save_plan(mode->target_lock(job, pair), 1, types);
+	types[0] = TIDARRAYOID;
+	served->target_settle = save_plan(mode->target_settle(job, pair), 1, types);
+	types[0] = served->source_key.array_type;
+	types[1] = served->target_key.array_type;
+	served->source_lock_matches = save_plan(mode->source_lock_matches(job, pair), 1, types);
+	served->source_settle = save_plan(mode->source_settle(job, pair), 2, types);
+	bbf_session_unpin(nestlevel);
+	SetUserIdAndSecContext(save_userid, save_context);
+}
+
+/* The entry's saved statements. */
+#define SERVED_PLANS(served) \
+	{(served)->target_settle_new, (served)->target_lock, (served)->target_settle, \
+	 (served)->source_lock_matches, (served)->source_settle}
+
+/* Free an entry's memory and plans, once nobody uses it. */
+void
+bbf_served_release(BbfServed *served)
+{
+	SPIPlanPtr	plans[] = SERVED_PLANS(served);
+
+	if (--served->references > 0)
+		return;
+	for (int i = 0; i < (int) lengthof(plans); i++)
+	{
+		if (plans[i])
+			SPI_freeplan(plans[i]);
+	}
+	MemoryContextDelete(served->context);
+}
+
+/* Can the entry be used as it is?  A plan's own dependencies count as well. */
+static bool
+is_current(const BbfServed *served)
+{
+	SPIPlanPtr	plans[] = SERVED_PLANS(served);
+
+	for (int i = 0; i < (int) lengthof(plans); i++)
+	{
+		if (plans[i] && !SPI_plan_is_valid(plans[i]))
+			return false;
+	}
+	return !served->stale;
+}
+
+/* What lets a write pass rather than fail it. */
+static void
+warn(const char *name, Relation rel, const char *why)
+{
+	ereport(WARNING,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("job \"%s\" cannot follow changes of table \"%s\"",
+					name, RelationGetRelationName(rel)),
+			 errdetail_internal("%s", why),
+			 errhint("The change goes through. See bgw_backfill.progress; the next verify mends the job's state.")));
+}
+
+/*
+ * Build an entry under a subtransaction, so that what is wrong with the job
+ * becomes a WARNING.  Being cancelled or out of resources is passed on.
+ */
+static BbfServed *
+try_build(const char *name, Relation rel)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill trigger",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old_context = CurrentMemoryContext;
+	ResourceOwner old_owner = CurrentResourceOwner;
+	BbfServed  *volatile served = MemoryContextAllocZero(context, sizeof(BbfServed));
+
+	served->context = context;
+	served->references = 1;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old_context);
+	PG_TRY();
+	{
+		SPI_connect();
+		build(served, name);
+		SPI_finish();
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+		int			category;
+
+		MemoryContextSwitchTo(old_context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		CurrentResourceOwner = old_owner;
+		MemoryContextSwitchTo(old_context);
+		bbf_served_release(served);
+		served = NULL;
+		category = ERRCODE_TO_CATEGORY(edata->sqlerrcode);
+		if (category == ERRCODE_INSUFFICIENT_RESOURCES ||
+			category == ERRCODE_OPERATOR_INTERVENTION ||
+			category == ERRCODE_TRANSACTION_ROLLBACK ||
+			edata->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
+			ReThrowError(edata);
+		warn(name, rel, edata->message);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old_context);
+	CurrentResourceOwner = old_owner;
+	return served;
+}
+
+/* Has the owner still got what settling takes?  Rights may go at any time. */
+static const char *
+rights_lost(const BbfServed *served)
+{
+	if (bbf_relation_aclcheck(served->source, served->owner, ACL_SELECT) != ACLCHECK_OK ||
+		bbf_relation_aclcheck(served->source, served->owner, ACL_UPDATE) != ACLCHECK_OK)
+		return "The source's owner has no right to read and update it.";
+	if (bbf_relation_aclcheck(served->target, served->owner, ACL_SELECT) != ACLCHECK_OK)
+		return "The source's owner has no right to read the target.";
+	if (bbf_schema_aclcheck(served->source_schema, served->owner, ACL_USAGE) != ACLCHECK_OK ||
+		bbf_schema_aclcheck(served->target_schema, served->owner, ACL_USAGE) != ACLCHECK_OK)
+		return "The source's owner has no right to use the tables' schemas.";
+	return NULL;
+}
+
+/*
+ * The job of a trigger's first argument, with a reference taken; NULL, after a
+ * warning, if it cannot be served.
+ */
+BbfServed *
+bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights)
+{
+	CacheEntry *entry;
+	const char *why;
+	bool		found;
+
+	if (cache == NULL)
+	{
+		HASHCTL		ctl = {.keysize = NAMEDATALEN, .entrysize = sizeof(CacheEntry)};
+
+		cache = hash_create("bgw_backfill jobs", 16, &ctl, HASH_ELEM | HASH_STRINGS);
+	}
+	entry = hash_search(cache, name, HASH_ENTER, &found);
+	if (!found)
+		entry->served = NULL;
+	if (entry->served && !is_current(entry->served))
+	{
+		BbfServed  *old = entry->served;
+
+		entry->served = NULL;
+		bbf_served_release(old);
+	}
+	if (entry->served == NULL)
+	{
+		BbfServed  *served = try_build(name, rel);
+
+		/* building may have called us, and made one meanwhile */
+		entry = hash_search(cache, name, HASH_ENTER, &found);
+		if (found && entry->served && served)
+			bbf_served_release(entry->served);
+		entry->served = served;
+		if (served == NULL)
+			return NULL;
+	}
+	if (RelationGetRelid(rel) != (of_source ? entry->served->source : entry->served->target))
+	{
+		warn(name, rel, "The table is not the job's.");
+		return NULL;
+	}
+	if (needs_rights && (why = rights_lost(entry->served)) != NULL)
+	{
+		warn(name, rel, why);
+		return NULL;
+	}
+	entry->served->references++;
+	return entry->served;
+}
+

@@ -1,0 +1,51 @@
+/*
+ * served.h
+ *		What a trigger knows about its job.
+ */
+#ifndef BBF_SERVED_H
+#define BBF_SERVED_H
+
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "utils/rel.h"
+
+/* a key column and how to handle arrays of its type */
+typedef struct BbfKeyColumn
+{
+	AttrNumber	attno;
+	Oid			type;
+	Oid			array_type;
+	Oid			collation;
+	int16		typlen;
+	bool		typbyval;
+	char		typalign;
+	FmgrInfo	cmp;
+} BbfKeyColumn;
+
+/* what a trigger knows about its job */
+typedef struct BbfServed
+{
+	MemoryContext context;		/* all of it lives here */
+	int			references;
+	bool		stale;
+	Oid			job_table;
+	Oid			source;
+	Oid			target;
+	Oid			source_schema;
+	Oid			target_schema;
+	Oid			owner;
+	BbfKeyColumn	source_key;
+	BbfKeyColumn	target_key;
+	SPIPlanPtr	target_settle_new;
+	SPIPlanPtr	target_lock;
+	SPIPlanPtr	target_settle;
+	SPIPlanPtr	source_lock_matches;
+	SPIPlanPtr	source_settle;
+} BbfServed;
+
+extern void bbf_served_init(void);
+extern BbfServed *bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights);
+extern void bbf_served_release(BbfServed *served);
+extern void bbf_served_become(Oid owner, Oid *save_userid, int *save_context);
+
+#endif							/* BBF_SERVED_H */

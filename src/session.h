@@ -1,0 +1,15 @@
+/*
+ * session.h
+ *		The settings that our statements rely on.
+ */
+#ifndef BBF_SESSION_H
+#define BBF_SESSION_H
+
+extern void bbf_session_set_owner(Oid owner);
+extern void bbf_session_set(const char *name, const char *value);
+extern void bbf_session_harden(void);
+extern int	bbf_session_pin(void);
+extern void bbf_session_pin_text(void);
+extern void bbf_session_unpin(int nestlevel);
+
+#endif							/* BBF_SESSION_H */
