@@ -264,6 +264,10 @@ bbf_check_job(BbfJob *job)
 	if (job->match_where)
 		job->match_where = bbf_expr_canonical(job->match_where, job->target_oid,
 											  "match_where", NULL);
+	if (job->group_by && strcmp(job->group_by, job->source_key) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("column \"%s\" cannot be key and group at once", job->group_by)));
 	pair = bbf_pair_load(job);
 	mode->check(job, source, target);
 	check_trigger_names(mode->triggers(job, pair));

@@ -21,6 +21,7 @@ typedef struct KnownDatabase
 {
 	Oid			datid;			/* hash key */
 	bool		seen;
+	bool		connectable;
 } KnownDatabase;
 
 static HTAB *known = NULL;
@@ -50,12 +51,20 @@ bbf_databases_look(void)
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+		bool		connectable = form->datallowconn && !form->datistemplate;
 		bool		found;
 
 		db = hash_search(known, &form->oid, HASH_ENTER, &found);
 		db->seen = true;
-		if (!found && form->datallowconn && !form->datistemplate && !bbf_shmem_wake(form->oid))
-			hash_search(known, &form->oid, HASH_REMOVE, NULL);	/* next time */
+		if (!found)
+			db->connectable = false;
+		if (connectable && !db->connectable)
+			db->connectable = bbf_shmem_wake(form->oid);	/* else next time */
+		else if (!form->datallowconn)
+		{
+			db->connectable = false;
+			bbf_shmem_remove_database(form->oid);
+		}
 	}
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);

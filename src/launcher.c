@@ -138,7 +138,11 @@ reap(void)
 		BbfDatabase *db = &bbf_shared->databases[i];
 
 		if (db->drained_by != 0 && BackendPidGetProc(db->drained_by) == NULL)
+		{
 			db->drained_by = 0;
+			if (db->only_drained)
+				memset(db, 0, sizeof(*db));
+		}
 	}
 	LWLockRelease(bbf_shared->lock);
 }

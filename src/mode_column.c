@@ -24,8 +24,8 @@
  * trigger comes after.  If the insert committed between the batch's candidate
  * search and its lock, the search's answer is old, but the decision's is not.
  *
- * An insert's trigger has a short way, for rows whose flag it finds false: see
- * column_target_settle_new().
+ * An insert's trigger has short ways, which keep to this: see
+ * column_target_settle_one().
  *
  * R2, a target delete against a batch: the same with false.  The batch can only
  * see the match as long as the delete is not committed, and the delete's
@@ -131,22 +131,35 @@ column_undecided(const BbfJob *job, const BbfPair *pair)
 }
 
 /*
- * The short way for an insert into the target: write true where the flag is not.
- * It locks what it writes, and needs no look for a match, before or after: the
- * match is the row just inserted, which nobody else can take away before we
- * commit, and trigger.c takes this way only while this transaction has removed
- * none.  A row that it does not write (the flag was true already, in the
- * statement's snapshot or after a wait) is not settled: if there is one, the
- * trigger goes the long way.
+ * The short ways for an insert into the target: true, without a look for a
+ * match.  The match is the row just inserted, which nobody else can take away
+ * before we commit, and trigger.c takes these ways only while this transaction
+ * has removed none.
+ *
+ * Of one key: lock and write at once.  If it does not write (the flag was true
+ * already, in the statement's snapshot or after a wait), the row is not settled
+ * and the trigger goes the long way.  Of several keys that would lock the rows
+ * that it writes before the others, out of key order (R9).
  */
+static char *
+column_target_settle_one(const BbfJob *job, const BbfPair *pair)
+{
+	if (pair->match_where)
+		return NULL;			/* the row may be no match */
+	return psprintf("UPDATE ONLY %s s SET %s = true WHERE s.%s %s $1 AND s.%s IS NOT TRUE",
+					pair->source_sql, bbf_column_flag(job), pair->source_key, pair->source_eq_target,
+					bbf_column_flag(job));
+}
+
+/* Of several keys, whose rows are locked already. */
 static char *
 column_target_settle_new(const BbfJob *job, const BbfPair *pair)
 {
 	if (pair->match_where)
-		return NULL;			/* the row may be no match */
-	return psprintf("UPDATE ONLY %s s SET %s = true WHERE s.%s %s ANY ($1) AND s.%s IS NOT TRUE",
-					pair->source_sql, bbf_column_flag(job), pair->source_key, pair->source_eq_target,
-					bbf_column_flag(job));
+		return NULL;
+	return psprintf("UPDATE ONLY %s s SET %s = true"
+					" WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1) AND s.%s IS NOT TRUE",
+					pair->source_sql, bbf_column_flag(job), bbf_column_flag(job));
 }
 
 static char *
@@ -219,6 +232,7 @@ const BbfMode bbf_mode_column = {
 	.lock = column_lock,
 	.decide = column_decide,
 	.undecided = column_undecided,
+	.target_settle_one = column_target_settle_one,
 	.target_settle_new = column_target_settle_new,
 	.target_lock = column_target_lock,
 	.target_settle = column_decide,

@@ -122,6 +122,14 @@ find_column(Relation rel, const char *name, const char *what)
 	return attno;
 }
 
+/* The triggers sort keys and pass them as arrays. */
+static bool
+can_be_key(Oid type)
+{
+	return OidIsValid(get_array_type(type)) &&
+		OidIsValid(lookup_type_cache(type, TYPECACHE_CMP_PROC)->cmp_proc);
+}
+
 /* Keys: their indexes, types, collation and operators. */
 static void
 load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
@@ -171,6 +179,12 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 				 errmsg("source key \"%s\" and target key \"%s\" have different collations",
 						job->source_key, job->target_key),
 				 errhint("Give both columns, and the indexes on them, the same collation.")));
+	if (!can_be_key(pair->key_type) || !can_be_key(pair->target_key_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("type %s cannot be a key",
+						format_type_be(can_be_key(pair->key_type) ? pair->target_key_type : pair->key_type)),
+				 errdetail("A key's type needs an array type and a default btree operator class.")));
 	pair->source_eq_target = operator_sql(eq);
 	pair->key_collation = skey.collation;
 	pair->target_key_unique = tkey.unique;

@@ -27,6 +27,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
+#include "utils/syscache.h"
 #include "utils/typcache.h"
 
 typedef struct CacheEntry
@@ -56,11 +57,21 @@ relcache_callback(Datum arg, Oid relid)
 	}
 }
 
+/* A schema's or a role's rights may have changed. */
+static void
+syscache_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	relcache_callback((Datum) 0, InvalidOid);
+}
+
 /* Once per process that has the library. */
 void
 bbf_served_init(void)
 {
 	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, syscache_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, syscache_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, syscache_callback, (Datum) 0);
 }
 
 /* Describe a key column. */
@@ -74,10 +85,6 @@ init_key(BbfKeyColumn *key, AttrNumber attno, Oid type, Oid collation, MemoryCon
 	key->array_type = get_array_type(type);
 	key->collation = collation;
 	get_typlenbyvalalign(type, &key->typlen, &key->typbyval, &key->typalign);
-	if (!OidIsValid(cached->cmp_proc) || !OidIsValid(key->array_type))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("type %s cannot be a key", format_type_be(type))));
 	fmgr_info_cxt(cached->cmp_proc, &key->cmp, context);
 }
 
@@ -109,6 +116,25 @@ bbf_served_become(Oid owner, Oid *save_userid, int *save_context)
 	GetUserIdAndSecContext(save_userid, save_context);
 	SetUserIdAndSecContext(owner, *save_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_NOFORCE_RLS);
+}
+
+/*
+ * What settling takes that the owner does not have, or NULL.  Looked at when an
+ * entry is built: a change of a table's rights, of a schema's or of a role makes
+ * the entry stale.
+ */
+static const char *
+rights_lost(const BbfServed *served)
+{
+	if (bbf_relation_aclcheck(served->source, served->owner, ACL_SELECT) != ACLCHECK_OK ||
+		bbf_relation_aclcheck(served->source, served->owner, ACL_UPDATE) != ACLCHECK_OK)
+		return "The source's owner has no right to read and update it.";
+	if (bbf_relation_aclcheck(served->target, served->owner, ACL_SELECT) != ACLCHECK_OK)
+		return "The source's owner has no right to read the target.";
+	if (bbf_schema_aclcheck(served->source_schema, served->owner, ACL_USAGE) != ACLCHECK_OK ||
+		bbf_schema_aclcheck(served->target_schema, served->owner, ACL_USAGE) != ACLCHECK_OK)
+		return "The source's owner has no right to use the tables' schemas.";
+	return NULL;
 }
 
 /* Read a job and prepare its statements.  An error if that can't be done. */
@@ -146,6 +172,9 @@ build(BbfServed *served, const char *name)
 				 errmsg("the source does not belong to role \"%s\" any more", job->owner)));
 	served->source_schema = get_rel_namespace(pair->source);
 	served->target_schema = get_rel_namespace(pair->target);
+	served->rights_lost = rights_lost(served);
+	if (served->rights_lost)
+		return;					/* there is no use for statements */
 	init_key(&served->source_key, pair->source_key_att, pair->key_type,
 			 pair->key_collation, served->context);
 	init_key(&served->target_key, pair->target_key_att, pair->target_key_type,
@@ -158,12 +187,15 @@ build(BbfServed *served, const char *name)
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	types[0] = served->target_key.type;
+	if ((short_way = mode->target_settle_one(job, pair)) != NULL)
+		served->target_settle_one = save_plan(short_way, 1, types);
 	types[0] = served->target_key.array_type;
-	if ((short_way = mode->target_settle_new(job, pair)) != NULL)
-		served->target_settle_new = save_plan(short_way, 1, types);
 	served->target_lock = save_plan(mode->target_lock(job, pair), 1, types);
 	types[0] = TIDARRAYOID;
 	served->target_settle = save_plan(mode->target_settle(job, pair), 1, types);
+	if ((short_way = mode->target_settle_new(job, pair)) != NULL)
+		served->target_settle_new = save_plan(short_way, 1, types);
 	types[0] = served->source_key.array_type;
 	types[1] = served->target_key.array_type;
 	served->source_lock_matches = save_plan(mode->source_lock_matches(job, pair), 1, types);
@@ -174,8 +206,8 @@ build(BbfServed *served, const char *name)
 
 /* The entry's saved statements. */
 #define SERVED_PLANS(served) \
-	{(served)->target_settle_new, (served)->target_lock, (served)->target_settle, \
-	 (served)->source_lock_matches, (served)->source_settle}
+	{(served)->target_settle_one, (served)->target_settle_new, (served)->target_lock, \
+	 (served)->target_settle, (served)->source_lock_matches, (served)->source_settle}
 
 /* Free an entry's memory and plans, once nobody uses it. */
 void
@@ -270,21 +302,6 @@ try_build(const char *name, Relation rel)
 	return served;
 }
 
-/* Has the owner still got what settling takes?  Rights may go at any time. */
-static const char *
-rights_lost(const BbfServed *served)
-{
-	if (bbf_relation_aclcheck(served->source, served->owner, ACL_SELECT) != ACLCHECK_OK ||
-		bbf_relation_aclcheck(served->source, served->owner, ACL_UPDATE) != ACLCHECK_OK)
-		return "The source's owner has no right to read and update it.";
-	if (bbf_relation_aclcheck(served->target, served->owner, ACL_SELECT) != ACLCHECK_OK)
-		return "The source's owner has no right to read the target.";
-	if (bbf_schema_aclcheck(served->source_schema, served->owner, ACL_USAGE) != ACLCHECK_OK ||
-		bbf_schema_aclcheck(served->target_schema, served->owner, ACL_USAGE) != ACLCHECK_OK)
-		return "The source's owner has no right to use the tables' schemas.";
-	return NULL;
-}
-
 /*
  * The job of a trigger's first argument, with a reference taken; NULL, after a
  * warning, if it cannot be served.
@@ -293,7 +310,6 @@ BbfServed *
 bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights)
 {
 	CacheEntry *entry;
-	const char *why;
 	bool		found;
 
 	if (cache == NULL)
@@ -329,9 +345,9 @@ bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights
 		warn(name, rel, "The table is not the job's.");
 		return NULL;
 	}
-	if (needs_rights && (why = rights_lost(entry->served)) != NULL)
+	if (needs_rights && entry->served->rights_lost)
 	{
-		warn(name, rel, why);
+		warn(name, rel, entry->served->rights_lost);
 		return NULL;
 	}
 	entry->served->references++;

@@ -34,9 +34,11 @@ typedef struct BbfServed
 	Oid			source_schema;
 	Oid			target_schema;
 	Oid			owner;
+	const char *rights_lost;	/* what the owner lacks, or NULL */
 	BbfKeyColumn	source_key;
 	BbfKeyColumn	target_key;
-	SPIPlanPtr	target_settle_new;
+	SPIPlanPtr	target_settle_one;	/* NULL: no short way */
+	SPIPlanPtr	target_settle_new;	/* the same */
 	SPIPlanPtr	target_lock;
 	SPIPlanPtr	target_settle;
 	SPIPlanPtr	source_lock_matches;

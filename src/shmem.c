@@ -121,7 +121,10 @@ bbf_shmem_wake(Oid datid)
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
 	db = find_database(datid, true);
 	if (db)
+	{
 		db->dirty = true;
+		db->only_drained = false;
+	}
 	set_latches(datid);
 	LWLockRelease(bbf_shared->lock);
 	return db != NULL;
@@ -188,7 +191,9 @@ bbf_shmem_drain(Oid datid)
 	if (bbf_shared == NULL)
 		return;
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
-	db = find_database(datid, true);
+	db = find_database(datid, false);
+	if (db == NULL && (db = find_database(datid, true)) != NULL)
+		db->only_drained = true;
 	if (db)
 		db->drained_by = MyProcPid;
 	for (int i = 0; i < BBF_MAX_SLOTS; i++)
@@ -215,6 +220,8 @@ bbf_shmem_undrain(Oid datid)
 	{
 		db->drained_by = 0;
 		db->dirty = true;
+		if (db->only_drained)
+			memset(db, 0, sizeof(*db));
 	}
 	set_latches(datid);
 	LWLockRelease(bbf_shared->lock);

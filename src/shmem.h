@@ -39,6 +39,7 @@ typedef struct BbfDatabase
 	bool		recheck;		/* a change may commit unseen: look again */
 	TimestampTz next_due;		/* 0: nothing is due */
 	int			drained_by;		/* pid of a backend about to drop it, or 0 */
+	bool		only_drained;	/* we know it for no other reason */
 } BbfDatabase;
 
 /* an owner's jobs that a scheduler found to be due */

@@ -6,10 +6,10 @@
  * those keys with two saved statements of the job's mode: one that locks, one
  * that decides with a snapshot taken after the locks (GetLatestSnapshot, as
  * foreign-key checks do, so that a repeatable-read caller decides right: R8).
- * An insert first tries a statement that does both for rows whose answer it
- * changes; unless that was all of them, it goes on with the two.  (Not after a
- * statement of this transaction has deleted or changed target rows: that may
- * have been a trigger or a function that the insert itself called, before us.)
+ * The one key of an insert of one row is first tried with a statement that does
+ * both, if it changes the answer.  (Not after a statement of this transaction has
+ * deleted or changed target rows: that may have been a trigger or a function that
+ * the insert itself called, before us.)
  * No row is left without a lock: a trigger that looked first and did nothing
  * because the flag was right already would hold none, and a batch that decides
  * at the same time with an older view would win (R1).
@@ -99,20 +99,25 @@ key_array(const BbfKeyColumn *column, Datum *keys, int n)
 										   column->typbyval, column->typalign));
 }
 
-/* Settle the source rows of some keys of the target. */
+/*
+ * Settle the source rows of some keys of the target.  inserted: each key has a
+ * row that this statement inserted, and that is there still.
+ */
 static void
 settle_target_keys(const BbfServed *served, Datum *keys, int n, bool inserted)
 {
-	Datum		values[1] = {key_array(&served->target_key, keys, n)};
+	Datum		values[1] = {keys[0]};
 
-	if (inserted && served->target_settle_new &&
-		execute(served->target_settle_new, values, SPI_OK_UPDATE) == (uint64) n)
+	if (inserted && n == 1 && served->target_settle_one &&
+		execute(served->target_settle_one, values, SPI_OK_UPDATE) == 1)
 		return;
+	values[0] = key_array(&served->target_key, keys, n);
 	if (execute(served->target_lock, values, SPI_OK_SELECT) == 0)
 		return;
 	values[0] = returned_array(TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT);
 	SPI_freetuptable(SPI_tuptable);
-	execute(served->target_settle, values, SPI_OK_UPDATE);
+	execute(inserted && served->target_settle_new ? served->target_settle_new : served->target_settle,
+			values, SPI_OK_UPDATE);
 }
 
 /* Settle source rows that are new, or have a new key. */

@@ -186,7 +186,8 @@ live_step(BbfJob *job)
 		bbf_job_clear_retries(job);
 		bbf_txn_commit();
 		bbf_outcome_in_scan(false);
-		return now;
+		set_checked(job->name, false);	/* before the next scan */
+		return next_due_of(job->name);
 	}
 	else if (bbf_job_sweep_is_due(job, now))
 		return walk_step(job);
@@ -245,7 +246,12 @@ step(const char *name)
 		return 0;
 	due = bbf_job_next_due(job);
 	if (!is_mine(job))
+	{
+		/* the source is gone, or somebody else's: the scheduler says so */
+		if (due != 0 && bbf_job_belongs_to(job, GetUserId()))
+			(void) bbf_shmem_wake(MyDatabaseId);
 		due = 0;
+	}
 	if (due == 0 || due > GetCurrentTimestamp())
 	{
 		bbf_txn_commit();

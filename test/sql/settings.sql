@@ -21,6 +21,7 @@ ALTER SYSTEM SET bgw_backfill.nothing = 1;
 SET bgw_backfill.batch_size = 1;
 SET bgw_backfill.nothing = 1;
 SELECT pg_reload_conf();
+\c -
 SHOW bgw_backfill.batch_size;
 SHOW bgw_backfill.batch_sleep;
 SELECT name, setting, error FROM pg_file_settings WHERE name LIKE 'bgw\_backfill.%';
@@ -60,7 +61,7 @@ ALTER SYSTEM SET bgw_backfill.lock_timeout = '2s';
 ALTER SYSTEM SET bgw_backfill.batch_size = 777;
 ALTER SYSTEM SET bgw_backfill.enabled = off;
 SELECT pg_reload_conf();
-CALL test.until('current_setting(''bgw_backfill.lock_timeout'') = ''2s''');
+\c -
 SET ROLE regress_owner;
 SELECT * FROM app.effective WHERE source <> 'default' ORDER BY key COLLATE "C";
 SELECT bgw_backfill.configure('events', 'batch_size', NULL);
@@ -71,7 +72,8 @@ ALTER SYSTEM RESET bgw_backfill.lock_timeout;
 ALTER SYSTEM RESET bgw_backfill.batch_size;
 ALTER SYSTEM RESET bgw_backfill.enabled;
 SELECT pg_reload_conf();
-CALL test.until('current_setting(''bgw_backfill.lock_timeout'') = ''500ms''');
+\c -
+SHOW bgw_backfill.lock_timeout;
 CALL bgw_backfill.wait('events');
 CALL test.until('(SELECT waiting_for IS NULL FROM bgw_backfill.progress)');
 
