@@ -52,7 +52,7 @@ add_key(BbfKeySet *set, const BbfKeyColumn *column, Datum key)
 static int
 compare_keys(const void *a, const void *b, void *arg)
 {
-	BbfKeyColumn  *column = arg;
+	BbfKeyColumn *column = arg;
 
 	return DatumGetInt32(FunctionCall2Coll(&column->cmp, column->collation,
 										   *(const Datum *) a, *(const Datum *) b));
@@ -84,7 +84,7 @@ BbfKeySet *
 bbf_keyset_collecting(const char *job, bool of_source, bool create)
 {
 	MemoryContext old;
-	BbfKeySet	   *set;
+	BbfKeySet  *set;
 	ListCell   *lc;
 
 	foreach(lc, collected)
@@ -141,7 +141,7 @@ free_collected(void)
 bool
 bbf_keyset_has_removed(const char *job)
 {
-	BbfKeySet	   *set = bbf_keyset_collecting(job, false, false);
+	BbfKeySet  *set = bbf_keyset_collecting(job, false, false);
 
 	return set && set->removed;
 }

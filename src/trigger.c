@@ -137,7 +137,7 @@ settle_source_keys(const BbfServed *served, Datum *keys, int n)
 static void
 settle(BbfServed *served, BbfKeySet *set, bool of_source, bool inserted)
 {
-	BbfKeyColumn  *column = of_source ? &served->source_key : &served->target_key;
+	BbfKeyColumn *column = of_source ? &served->source_key : &served->target_key;
 	Oid			save_userid;
 	int			save_context;
 
@@ -167,9 +167,9 @@ static void
 work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, bool of_source)
 {
 	const char *name = trigdata->tg_trigger->tgargs[0];
-	BbfKeyColumn  *column = of_source ? &served->source_key : &served->target_key;
+	BbfKeyColumn *column = of_source ? &served->source_key : &served->target_key;
 	bool		inserted = TRIGGER_FIRED_BY_INSERT(trigdata->tg_event);
-	BbfKeySet		set = {0};
+	BbfKeySet	set = {0};
 
 	if (!of_source && !inserted)
 		bbf_keyset_collecting(name, false, true)->removed = true;
@@ -202,7 +202,7 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	const char *name;
 	BbfServed  *served;
-	BbfKeySet	   *volatile row_keys = NULL;
+	BbfKeySet  *volatile row_keys = NULL;
 	bool		per_row;
 	bool		update;
 
