@@ -17,6 +17,7 @@ GRANT USAGE ON SCHEMA bgw_backfill TO PUBLIC;
 CREATE TABLE bgw_backfill.job (
 	job				text PRIMARY KEY,
 	owner			text NOT NULL,
+	role_oid		oid NOT NULL,
 	database_oid	oid NOT NULL,
 	system_id		bigint NOT NULL,
 	source_oid		oid NOT NULL,
@@ -43,6 +44,7 @@ CREATE TABLE bgw_backfill.job (
 );
 COMMENT ON TABLE bgw_backfill.job IS 'configuration of each job; a change wakes the launcher';
 COMMENT ON COLUMN bgw_backfill.job.database_oid IS 'with system_id and the tables'' OIDs the fingerprint of where this job was tracked';
+COMMENT ON COLUMN bgw_backfill.job.role_oid IS 'the owner, where the fingerprint holds';
 COMMENT ON COLUMN bgw_backfill.job.settings IS 'per-job settings as name=value';
 
 CREATE TABLE bgw_backfill.job_state (

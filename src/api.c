@@ -69,9 +69,9 @@ name_argument(FunctionCallInfo fcinfo, int n)
 static void
 insert_job(const BbfJob *job)
 {
-	Oid			types[17];
-	Datum		values[17];
-	char		nulls[18];
+	Oid			types[18];
+	Datum		values[18];
+	char		nulls[19];
 	const char *texts[] = {job->name, job->owner, job->source_schema, job->source_name,
 		job->target_schema, job->target_name, job->mode, job->source_key, job->target_key,
 	job->flag_column, job->pending_where, job->match_where, job->group_by};
@@ -90,12 +90,14 @@ insert_job(const BbfJob *job)
 	values[15] = ObjectIdGetDatum(job->target_oid);
 	types[16] = INT8OID;
 	values[16] = Int64GetDatum((int64) GetSystemIdentifier());
+	types[17] = OIDOID;
+	values[17] = ObjectIdGetDatum(job->role_oid);
 	if (bbf_txn_catalog("INSERT INTO bgw_backfill.job (job, owner, source_schema, source_name,"
 						" target_schema, target_name, mode, source_key, target_key, flag_column,"
 						" pending_where, match_where, group_by, database_oid, source_oid, target_oid,"
-						" system_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
-						" $14, $15, $16, $17) ON CONFLICT DO NOTHING",
-						17, types, values, nulls, SPI_OK_INSERT) == 0)
+						" system_id, role_oid) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
+						" $13, $14, $15, $16, $17, $18) ON CONFLICT DO NOTHING",
+						18, types, values, nulls, SPI_OK_INSERT) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("job \"%s\" already exists", job->name),

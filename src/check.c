@@ -123,6 +123,7 @@ check_owner(BbfJob *job, Relation source, Relation target)
 				 errhint("Use GRANT CREATE ON TABLESPACE %s TO %s.",
 						 quote_identifier(get_tablespace_name(tablespace)), quote_identifier(name))));
 	job->owner = pstrdup(name);
+	job->role_oid = owner;
 }
 
 /* The only column of the primary key, or NULL. */

@@ -73,6 +73,7 @@ read_configuration(BbfJob *job)
 {
 	job->name = text_column("job");
 	job->owner = text_column("owner");
+	job->role_oid = DatumGetObjectId(column("role_oid"));
 	job->database_oid = DatumGetObjectId(column("database_oid"));
 	job->system_id = DatumGetInt64(column("system_id"));
 	job->source_oid = DatumGetObjectId(column("source_oid"));
@@ -223,15 +224,18 @@ bbf_job_target(const BbfJob *job)
 }
 
 /*
- * Does a role still have the name of the one that the job was made for?  A new
- * owner of the tables has to say himself, with resume(), that he wants the job,
- * and with it the conditions that run with his rights.
+ * Is this the role that the job was made for?  A new owner of the tables has to
+ * say himself, with resume(), that he wants the job, and with it the conditions
+ * that run with his rights.
  */
 bool
 bbf_job_belongs_to(const BbfJob *job, Oid role)
 {
-	char	   *name = OidIsValid(role) ? GetUserNameFromId(role, true) : NULL;
+	char	   *name;
 
+	if (bbf_job_same_place(job))
+		return role == job->role_oid;
+	name = OidIsValid(role) ? GetUserNameFromId(role, true) : NULL;
 	return name && strcmp(name, job->owner) == 0;
 }
 

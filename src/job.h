@@ -35,6 +35,7 @@ typedef struct BbfJob
 	/* configuration: table job */
 	char	   *name;
 	char	   *owner;
+	Oid			role_oid;		/* the same, if the job is at home here */
 	Oid			database_oid;
 	int64		system_id;
 	Oid			source_oid;

@@ -223,13 +223,14 @@ bbf_job_rename(BbfJob *job, Oid source, Oid target)
 void
 bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner)
 {
-	Oid			types[] = {TEXTOID, TEXTOID};
+	Oid			types[] = {TEXTOID, TEXTOID, OIDOID};
 	Datum		values[] = {CStringGetTextDatum(job->name),
-	CStringGetTextDatum(GetUserNameFromId(owner, false))};
+	CStringGetTextDatum(GetUserNameFromId(owner, false)), ObjectIdGetDatum(owner)};
 
 	bbf_job_rename(job, source, target);
-	bbf_txn_catalog("UPDATE bgw_backfill.job SET owner = $2 WHERE job OPERATOR(pg_catalog.=) $1",
-					2, types, values, NULL, SPI_OK_UPDATE);
+	bbf_txn_catalog("UPDATE bgw_backfill.job SET owner = $2, role_oid = $3"
+					" WHERE job OPERATOR(pg_catalog.=) $1",
+					3, types, values, NULL, SPI_OK_UPDATE);
 }
 
 /*

@@ -146,9 +146,12 @@ bbf_keyset_has_removed(const char *job)
 	return set && set->removed;
 }
 
-/* Add the keys of one row of an event. */
+/*
+ * Add the keys of one row of an event.  Of an update on the source only the new
+ * key: no row has the old one any more.
+ */
 void
-bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet *set)
+bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet *set, bool of_source)
 {
 	TupleTableSlot *slots[] = {trigdata->tg_trigslot,
 		TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newslot : NULL};
@@ -158,7 +161,7 @@ bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet 
 		bool		isnull;
 		Datum		key;
 
-		if (slots[i] == NULL)
+		if (slots[i] == NULL || (of_source && i == 0 && slots[1] != NULL))
 			continue;
 		key = slot_getattr(slots[i], column->attno, &isnull);
 		if (!isnull)
@@ -174,7 +177,7 @@ bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, bool o
 	BbfKeySet  *set = bbf_keyset_collecting(trigdata->tg_trigger->tgargs[0], of_source, true);
 	MemoryContext old = MemoryContextSwitchTo(keys_context);
 
-	bbf_keyset_add_row(trigdata, column, set);
+	bbf_keyset_add_row(trigdata, column, set, of_source);
 	MemoryContextSwitchTo(old);
 }
 

@@ -21,7 +21,8 @@ typedef struct BbfKeySet
 
 extern void bbf_keyset_read_table(Tuplestorestate *rows, Relation rel, const BbfKeyColumn *column,
 								  BbfKeySet *set);
-extern void bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet *set);
+extern void bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet *set,
+							   bool of_source);
 extern BbfKeySet *bbf_keyset_collecting(const char *job, bool of_source, bool create);
 extern void bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, bool of_source);
 extern BbfKeySet bbf_keyset_take(BbfKeySet *collected_set);

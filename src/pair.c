@@ -152,6 +152,13 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 						job->source_key, RelationGetRelationName(source)),
 				 errdetail("The walk over the source needs a valid, immediate, unique btree index on that column alone, without a condition."),
 				 errhint("Use CREATE UNIQUE INDEX CONCURRENTLY, or name another column as source_key.")));
+	if (!TupleDescAttr(RelationGetDescr(source), pair->source_key_att - 1)->attnotnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("source key \"%s\" of table \"%s\" is not NOT NULL",
+						job->source_key, RelationGetRelationName(source)),
+				 errdetail("The walk over the source does not meet rows without a key."),
+				 errhint("Use ALTER TABLE ... ALTER COLUMN ... SET NOT NULL, or name another column as source_key.")));
 	if (!find_key_index(target, pair->target_key_att, &skey, &tkey))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -187,7 +187,7 @@ work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, bool of_
 		return;
 	}
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
-		bbf_keyset_add_row(trigdata, column, &set);
+		bbf_keyset_add_row(trigdata, column, &set, of_source);
 	else if (inserted && trigdata->tg_newtable)
 		bbf_keyset_read_table(trigdata->tg_newtable, trigdata->tg_relation, column, &set);
 	else if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) && trigdata->tg_oldtable)

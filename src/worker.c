@@ -248,7 +248,8 @@ step(const char *name)
 	if (!is_mine(job))
 	{
 		/* the source is gone, or somebody else's: the scheduler says so */
-		if (due != 0 && bbf_job_belongs_to(job, GetUserId()))
+		if (due != 0 && (bbf_job_belongs_to(job, GetUserId()) ||
+						 bbf_pair_owner(bbf_job_source(job)) == GetUserId()))
 			(void) bbf_shmem_wake(MyDatabaseId);
 		due = 0;
 	}
