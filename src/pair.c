@@ -152,13 +152,6 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 						job->source_key, RelationGetRelationName(source)),
 				 errdetail("The walk over the source needs a valid, immediate, unique btree index on that column alone, without a condition."),
 				 errhint("Use CREATE UNIQUE INDEX CONCURRENTLY, or name another column as source_key.")));
-	if (!TupleDescAttr(RelationGetDescr(source), pair->source_key_att - 1)->attnotnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("source key \"%s\" of table \"%s\" is not NOT NULL",
-						job->source_key, RelationGetRelationName(source)),
-				 errdetail("The walk over the source does not meet rows without a key."),
-				 errhint("Use ALTER TABLE ... ALTER COLUMN ... SET NOT NULL, or name another column as source_key.")));
 	if (!find_key_index(target, pair->target_key_att, &skey, &tkey))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -192,6 +185,13 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 				 errmsg("type %s cannot be a key",
 						format_type_be(can_be_key(pair->key_type) ? pair->target_key_type : pair->key_type)),
 				 errdetail("A key's type needs an array type and a default btree operator class.")));
+	if (!TupleDescAttr(RelationGetDescr(source), pair->source_key_att - 1)->attnotnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("source key \"%s\" of table \"%s\" is not NOT NULL",
+						job->source_key, RelationGetRelationName(source)),
+				 errdetail("The walk over the source does not meet rows without a key."),
+				 errhint("Use ALTER TABLE ... ALTER COLUMN ... SET NOT NULL, or name another column as source_key.")));
 	pair->source_eq_target = operator_sql(eq);
 	pair->key_collation = skey.collation;
 	pair->target_key_unique = tkey.unique;

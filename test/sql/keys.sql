@@ -116,17 +116,6 @@ SELECT * FROM "The ""Source"" Table" ORDER BY 1;
 CALL test.until('(SELECT pending IS NOT NULL FROM bgw_backfill.progress WHERE job LIKE ''The%'')');
 SELECT job, source, target, phase, errors FROM bgw_backfill.progress WHERE job LIKE 'The%';
 
--- a key that may be NULL: such a row has no match, and does not hide the others
-CREATE TABLE nullable (id int, k int UNIQUE);
-CREATE TABLE of_nullable (k int UNIQUE);
-INSERT INTO nullable VALUES (1, NULL), (2, 2), (3, 3), (4, NULL);
-INSERT INTO of_nullable VALUES (2), (NULL);
-SELECT bgw_backfill.track('nullable', 'of_nullable', source_key => 'k', target_key => 'k');
-CALL bgw_backfill.wait('nullable');
-INSERT INTO nullable VALUES (5, NULL), (6, 6);
-INSERT INTO of_nullable VALUES (6);
-SELECT * FROM nullable ORDER BY id;
-
 SELECT count(bgw_backfill.untrack(job)::text) FROM bgw_backfill.jobs;
 CALL test.until('NOT EXISTS (SELECT FROM bgw_backfill.jobs)');
 SELECT count(*) FROM pg_trigger JOIN pg_class ON tgrelid = pg_class.oid WHERE relnamespace = 'app'::regnamespace AND NOT tgisinternal;

@@ -14,12 +14,13 @@ CREATE TABLE events (
 	second bigint,
 	late bigint UNIQUE DEFERRABLE,
 	hashed bigint,
-	called text COLLATE "C" UNIQUE,
-	number int UNIQUE,
-	exact numeric UNIQUE,
-	code uuid UNIQUE,
+	called text COLLATE "C" NOT NULL UNIQUE,
+	number int NOT NULL UNIQUE,
+	exact numeric NOT NULL UNIQUE,
+	code uuid NOT NULL UNIQUE,
+	maybe bigint UNIQUE,
 	point point,
-	list int[] UNIQUE);
+	list int[] NOT NULL UNIQUE);
 CREATE INDEX ON events (plain);
 CREATE UNIQUE INDEX ON events (partly) WHERE partly > 0;
 CREATE UNIQUE INDEX ON events (first, second);
@@ -47,7 +48,7 @@ SELECT test.objects('app') AS before \gset
 
 -- the source key needs a unique index of its own
 SELECT x, test.refused(format($$SELECT bgw_backfill.track('events', 'vectors', source_key => %L, target_key => 'id')$$, x))
-FROM unnest('{id,plain,partly,first,second,late,hashed,point,nothing,ctid,""}'::text[]) x;
+FROM unnest('{id,plain,partly,first,second,late,hashed,point,maybe,nothing,ctid,""}'::text[]) x;
 
 -- the target key needs an index that begins with it
 SELECT x, test.refused(format($$SELECT bgw_backfill.track('events', 'vectors', source_key => 'id', target_key => %L)$$, x))
@@ -66,7 +67,7 @@ CREATE TABLE two_ways (
 	first bigint PRIMARY KEY REFERENCES events,
 	second bigint UNIQUE REFERENCES events);
 CREATE TABLE no_foreign_key (event_id bigint PRIMARY KEY);
-CREATE TABLE no_primary_key (id bigint UNIQUE);
+CREATE TABLE no_primary_key (id bigint NOT NULL UNIQUE);
 CREATE TABLE wide (a int, b int, PRIMARY KEY (a, b));
 CREATE TABLE to_wide (a int, b int, PRIMARY KEY (a, b), FOREIGN KEY (a, b) REFERENCES wide);
 SELECT test.refused($$SELECT bgw_backfill.track('events', 'vectors')$$);
