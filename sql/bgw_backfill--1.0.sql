@@ -58,6 +58,7 @@ CREATE TABLE bgw_backfill.job_state (
 	rows_done		bigint NOT NULL DEFAULT 0,
 	rows_total		bigint NOT NULL DEFAULT 0,
 	rows_changed	bigint NOT NULL DEFAULT 0,
+	index_percent	double precision NOT NULL DEFAULT 0,
 	batches			bigint NOT NULL DEFAULT 0,
 	batch_size		integer NOT NULL DEFAULT 0,
 	batch_ms		double precision,
@@ -92,6 +93,7 @@ CREATE TABLE bgw_backfill.job_state (
 COMMENT ON TABLE bgw_backfill.job_state IS 'progress of each job, committed by the batch that made it';
 COMMENT ON COLUMN bgw_backfill.job_state.generation IS 'raised by everything that restarts a walk; a batch of an older generation leaves no trace here';
 COMMENT ON COLUMN bgw_backfill.job_state.walk_cursor IS 'last key of the source that the current walk is done with, as text';
+COMMENT ON COLUMN bgw_backfill.job_state.index_percent IS 'how far an index build was seen to be that had to be given up';
 COMMENT ON COLUMN bgw_backfill.job_state.batch_at IS 'end of the last batch; the next one is due batch_sleep later';
 COMMENT ON COLUMN bgw_backfill.job_state.high_mark IS 'key at which the current walk ends, as text';
 
@@ -263,8 +265,9 @@ FROM (
 		CASE
 			WHEN s.health <> 'ok' THEN s.health
 			WHEN j.paused AND NOT j.uninstall THEN 'paused'
-			WHEN w.state IS NOT NULL THEN w.state
+			WHEN w.state = 'running' THEN w.state
 			WHEN s.retries > 0 OR s.waits > 0 THEN 'retrying'
+			WHEN w.state IS NOT NULL THEN w.state
 			WHEN s.phase <> 'live' AND ow.pid IS NOT NULL THEN 'sleeping'
 			WHEN s.phase IN ('fill', 'verify') AND s.batch_at IS NOT NULL
 				AND bgw_backfill.launcher_waiting_for() IS NULL THEN 'sleeping'
@@ -275,7 +278,7 @@ FROM (
 			WHEN s.phase IN ('fill', 'verify') THEN
 				CASE WHEN s.rows_total > 0
 					THEN least(99.9, pg_catalog.round(100.0 * s.rows_done / s.rows_total, 1)) ELSE 0 END
-			WHEN s.phase = 'index' THEN least(99.9, pg_catalog.round(coalesce(w.index_percent, 0)::numeric, 1))
+			WHEN s.phase = 'index' THEN least(99.9, pg_catalog.round(greatest(w.index_percent, s.index_percent)::numeric, 1))
 			ELSE 0
 		END AS percent,
 		s.rows_done, greatest(s.rows_total, s.rows_done) AS rows_total, s.rows_changed, s.pending,

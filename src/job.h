@@ -110,6 +110,7 @@ extern bool bbf_job_enter_phase(BbfJob *job, BbfPhase phase);
 extern bool bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total);
 extern bool bbf_job_save_batch(BbfJob *job, const BbfBatch *batch, bool sweep);
 extern void bbf_job_end_sweep(BbfJob *job);
+extern void bbf_job_keep_percent(BbfJob *job, double percent);
 extern void bbf_job_set_flag_added(BbfJob *job, bool added);
 extern void bbf_job_set_batch_size(BbfJob *job, int32 size);
 extern void bbf_job_rename(BbfJob *job, Oid source, Oid target);

@@ -52,7 +52,7 @@ bbf_job_enter_phase(BbfJob *job, BbfPhase phase)
 					  "phase = $3, generation = generation OPERATOR(pg_catalog.+) 1,"
 					  " walk_cursor = NULL, high_mark = NULL, rows_done = 0, rows_total = 0,"
 					  " rows_changed = CASE WHEN $3 OPERATOR(pg_catalog.=) 'fill' THEN 0 ELSE rows_changed END,"
-					  " batches = 0, batch_ms = NULL, rows_per_second = NULL,"
+					  " index_percent = 0, batches = 0, batch_ms = NULL, rows_per_second = NULL,"
 					  " retries = 0, waits = 0, retry_at = NULL, waiting_for = NULL, waiting_since = NULL,"
 					  " phase_started_at = pg_catalog.clock_timestamp(),"
 					  " fill_started_at = CASE $3 WHEN 'fill' THEN NULL"
@@ -160,6 +160,16 @@ bbf_job_end_sweep(BbfJob *job)
 				 "verified_at = sweep_started_at, mismatches = sweep_mismatches,"
 				 " sweep_started_at = NULL, walk_cursor = NULL, high_mark = NULL",
 				 " AND generation OPERATOR(pg_catalog.=) $2", 2, types, values, NULL);
+}
+
+/* Remember how far a phase that has to begin anew was, so that it is not shown to go back. */
+void
+bbf_job_keep_percent(BbfJob *job, double percent)
+{
+	Oid			types[2] = {TEXTOID, FLOAT8OID};
+	Datum		values[2] = {0, Float8GetDatum(percent)};
+
+	update_state(job->name, "index_percent = greatest(index_percent, $2)", "", 2, types, values, NULL);
 }
 
 /* Remember whether the flag column is ours to drop. */

@@ -11,6 +11,7 @@
 #include "job.h"
 #include "outcome.h"
 #include "scan.h"
+#include "shmem.h"
 #include "throttle.h"
 #include "txn.h"
 #include "utils/memutils.h"
@@ -118,6 +119,26 @@ log_error(const char *job_name, const ErrorData *edata, Verdict verdict)
 			 edata->context ? errcontext_msg("%s", edata->context) : 0));
 }
 
+/* What an error means for the job that it happened to; when it is due again. */
+static TimestampTz
+record_for(BbfJob *job, const ErrorData *edata, Verdict verdict, bool scan)
+{
+	if (job->phase == BBF_PHASE_INDEX)
+		bbf_job_keep_percent(job, bbf_shmem_index_percent());
+	if (scan && verdict == HALVE)
+	{
+		bbf_scan_record_skip(job);
+		return GetCurrentTimestamp();
+	}
+	/* pause() or untrack() meant it */
+	if (job->uninstall && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		return GetCurrentTimestamp();
+	if (job->paused && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		return 0;
+	log_error(job->name, edata, verdict);
+	return record(job, edata, verdict);
+}
+
 /* Record an error, in a transaction of its own. */
 static TimestampTz
 record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool scan)
@@ -128,20 +149,8 @@ record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool
 	if (!bbf_txn_begin())
 		return 0;
 	job = bbf_job_load(job_name);
-	if (job == NULL)
-		 /* untracked meanwhile */ ;
-	else if (scan && verdict == HALVE)
-	{
-		bbf_scan_record_skip(job);
-		due = GetCurrentTimestamp();
-	}
-	else if ((job->paused || job->uninstall) && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		due = job->uninstall ? GetCurrentTimestamp() : 0;	/* it was meant */
-	else
-	{
-		log_error(job_name, edata, verdict);
-		due = record(job, edata, verdict);
-	}
+	if (job)					/* else it is untracked meanwhile */
+		due = record_for(job, edata, verdict, scan);
 	bbf_txn_commit();
 	return due;
 }

@@ -35,10 +35,10 @@ fraction(int64 done, int64 total)
 
 /*
  * How far an index build is, from what the server reports of it: it scans the
- * table, sorts and loads, waits for old transactions, and scans once more.
+ * table, sorts and loads, waits for old transactions (waits), and scans once more.
  */
 static double
-index_percent(pid_t pid)
+index_percent(pid_t pid, bool *waits)
 {
 	int			n = pgstat_fetch_stat_numbackends();
 
@@ -58,6 +58,9 @@ index_percent(pid_t pid)
 			return 99;
 		if (status->st_progress_command != PROGRESS_COMMAND_CREATE_INDEX)
 			return 0;
+		*waits = param[PROGRESS_CREATEIDX_PHASE] == PROGRESS_CREATEIDX_PHASE_WAIT_1 ||
+			param[PROGRESS_CREATEIDX_PHASE] == PROGRESS_CREATEIDX_PHASE_WAIT_2 ||
+			param[PROGRESS_CREATEIDX_PHASE] == PROGRESS_CREATEIDX_PHASE_WAIT_3;
 		switch (param[PROGRESS_CREATEIDX_PHASE])
 		{
 			case PROGRESS_CREATEIDX_PHASE_WAIT_1:
@@ -108,7 +111,8 @@ bgw_backfill_worker_status(PG_FUNCTION_ARGS)
 			continue;
 		if (slot->cancellable)
 		{
-			double		percent = index_percent(slot->pid);
+			bool		waits = false;
+			double		percent = index_percent(slot->pid, &waits);
 
 			LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
 			if (bbf_shared->slots[i].generation == slot->generation)
@@ -118,6 +122,11 @@ bgw_backfill_worker_status(PG_FUNCTION_ARGS)
 			}
 			LWLockRelease(bbf_shared->lock);
 			slot->index_percent = percent;
+			if (waits && slot->waiting_for[0] == '\0')
+			{
+				strlcpy(slot->waiting_for, "older transactions", NAMEDATALEN);
+				slot->waiting_since = 0;
+			}
 		}
 		values[0] = Int32GetDatum(slot->pid);
 		values[1] = ObjectIdGetDatum(slot->owner);
@@ -126,7 +135,8 @@ bgw_backfill_worker_status(PG_FUNCTION_ARGS)
 		values[4] = CStringGetTextDatum(slot->waiting_for);
 		values[5] = TimestampTzGetDatum(slot->waiting_since);
 		values[6] = Float8GetDatum(slot->index_percent);
-		nulls[4] = nulls[5] = slot->waiting_for[0] == '\0';
+		nulls[4] = slot->waiting_for[0] == '\0';
+		nulls[5] = nulls[4] || slot->waiting_since == 0;
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

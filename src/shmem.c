@@ -314,9 +314,19 @@ bbf_shmem_set_cancellable(bool on)
 		return;
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
 	my_slot->cancellable = on;
-	if (on)
-		my_slot->index_percent = 0;
 	LWLockRelease(bbf_shared->lock);
+}
+
+/* How far the views have shown this worker's index build to be. */
+double
+bbf_shmem_index_percent(void)
+{
+	double		percent;
+
+	LWLockAcquire(bbf_shared->lock, LW_SHARED);
+	percent = my_slot ? my_slot->index_percent : 0;
+	LWLockRelease(bbf_shared->lock);
+	return percent;
 }
 
 /* At most one index build at a time in the server.  True if it is ours now. */

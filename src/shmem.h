@@ -98,6 +98,7 @@ extern void bbf_shmem_undrain(Oid datid);
 extern BbfSlot *bbf_shmem_attach(int slotno, uint64 generation);
 extern void bbf_shmem_report(const char *job, BbfActivity activity, const char *waiting_for);
 extern void bbf_shmem_set_cancellable(bool on);
+extern double bbf_shmem_index_percent(void);
 extern bool bbf_shmem_claim_index_build(void);
 extern void bbf_shmem_release_index_build(void);
 extern bool bbf_shmem_others_wait(void);
