@@ -55,10 +55,11 @@ typedef struct BbfMode
 	char	   *(*undecided) (const BbfJob *job, const BbfPair *pair);
 
 	/*
-	 * The triggers' statements; see trigger.c.  target_settle_one and
-	 * target_settle_new may give NULL: an insert has no short way.
+	 * The triggers' statements; see trigger.c.  The first three, the short
+	 * ways of an insert, may be NULL.
 	 */
 	char	   *(*target_settle_one) (const BbfJob *job, const BbfPair *pair);
+	char	   *(*target_count_new) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_settle_new) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_lock) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_settle) (const BbfJob *job, const BbfPair *pair);

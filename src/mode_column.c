@@ -151,15 +151,29 @@ column_target_settle_one(const BbfJob *job, const BbfPair *pair)
 					bbf_column_flag(job));
 }
 
-/* Of several keys, whose rows are locked already. */
+/*
+ * Of several keys: if, without any lock, all of them have a row whose flag is not
+ * true, then write all of them, in key order, whatever the flag is by then: true
+ * is right for each, and only a row that somebody has just set is written in
+ * vain.  If not, the trigger goes the long way, so as not to write rows that are
+ * right.
+ */
+static char *
+column_target_count_new(const BbfJob *job, const BbfPair *pair)
+{
+	if (pair->match_where)
+		return NULL;
+	return psprintf("SELECT pg_catalog.count(*) FROM ONLY %s s WHERE s.%s %s ANY ($1) AND s.%s IS NOT TRUE",
+					pair->source_sql, pair->source_key, pair->source_eq_target, bbf_column_flag(job));
+}
+
 static char *
 column_target_settle_new(const BbfJob *job, const BbfPair *pair)
 {
 	if (pair->match_where)
 		return NULL;
-	return psprintf("UPDATE ONLY %s s SET %s = true"
-					" WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1) AND s.%s IS NOT TRUE",
-					pair->source_sql, bbf_column_flag(job), bbf_column_flag(job));
+	return psprintf("UPDATE ONLY %s s SET %s = true WHERE s.%s %s ANY ($1)",
+					pair->source_sql, bbf_column_flag(job), pair->source_key, pair->source_eq_target);
 }
 
 static char *
@@ -233,6 +247,7 @@ const BbfMode bbf_mode_column = {
 	.decide = column_decide,
 	.undecided = column_undecided,
 	.target_settle_one = column_target_settle_one,
+	.target_count_new = column_target_count_new,
 	.target_settle_new = column_target_settle_new,
 	.target_lock = column_target_lock,
 	.target_settle = column_decide,

@@ -19,6 +19,7 @@
 #include "mode.h"
 #include "served.h"
 #include "session.h"
+#include "shape.h"
 #include "txn.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -187,15 +188,19 @@ build(BbfServed *served, const char *name)
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	types[0] = served->target_key.type;
 	if ((short_way = mode->target_settle_one(job, pair)) != NULL)
+	{
+		types[0] = served->target_key.type;
 		served->target_settle_one = save_plan(short_way, 1, types);
+		types[0] = served->target_key.array_type;
+		served->target_count_new = save_plan(mode->target_count_new(job, pair), 1, types);
+		served->target_settle_new = save_plan(mode->target_settle_new(job, pair), 1, types);
+	}
+	served->plain_update = bbf_shape_update_is_plain(pair->source);
 	types[0] = served->target_key.array_type;
 	served->target_lock = save_plan(mode->target_lock(job, pair), 1, types);
 	types[0] = TIDARRAYOID;
 	served->target_settle = save_plan(mode->target_settle(job, pair), 1, types);
-	if ((short_way = mode->target_settle_new(job, pair)) != NULL)
-		served->target_settle_new = save_plan(short_way, 1, types);
 	types[0] = served->source_key.array_type;
 	types[1] = served->target_key.array_type;
 	served->source_lock_matches = save_plan(mode->source_lock_matches(job, pair), 1, types);
@@ -206,8 +211,8 @@ build(BbfServed *served, const char *name)
 
 /* The entry's saved statements. */
 #define SERVED_PLANS(served) \
-	{(served)->target_settle_one, (served)->target_settle_new, (served)->target_lock, \
-	 (served)->target_settle, (served)->source_lock_matches, (served)->source_settle}
+	{(served)->target_settle_one, (served)->target_count_new, (served)->target_settle_new, \
+	 (served)->target_lock, (served)->target_settle, (served)->source_lock_matches, (served)->source_settle}
 
 /* Free an entry's memory and plans, once nobody uses it. */
 void

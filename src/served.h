@@ -37,8 +37,10 @@ typedef struct BbfServed
 	const char *rights_lost;	/* what the owner lacks, or NULL */
 	BbfKeyColumn	source_key;
 	BbfKeyColumn	target_key;
+	bool		plain_update;	/* no user's code runs in an UPDATE of the source */
 	SPIPlanPtr	target_settle_one;	/* NULL: no short way */
-	SPIPlanPtr	target_settle_new;	/* the same */
+	SPIPlanPtr	target_count_new;
+	SPIPlanPtr	target_settle_new;
 	SPIPlanPtr	target_lock;
 	SPIPlanPtr	target_settle;
 	SPIPlanPtr	source_lock_matches;

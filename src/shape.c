@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/nbtree.h"
 #include "access/table.h"
 #include "catalog/catalog.h"
@@ -18,6 +19,7 @@
 #include "commands/trigger.h"
 #include "compat.h"
 #include "executor/executor.h"
+#include "nodes/nodeFuncs.h"
 #include "optimizer/plancat.h"
 #include "rewrite/rewriteHandler.h"
 #include "storage/bufmgr.h"
@@ -187,6 +189,62 @@ brings_search_path(Oid function)
 	}
 	ReleaseSysCache(tuple);
 	return result;
+}
+
+static bool
+is_users_function(Oid function, void *context)
+{
+	return function >= FirstNormalObjectId;
+}
+
+static bool
+calls_users_function(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (check_functions_in_node(node, is_users_function, NULL))
+		return true;
+	return expression_tree_walker(node, calls_users_function, context);
+}
+
+/* Does an index run nothing but the server's own code? */
+static bool
+index_is_plain(Oid indexid)
+{
+	Relation	index = index_open(indexid, AccessShareLock);
+	bool		plain = RelationGetIndexExpressions(index) == NIL &&
+	!calls_users_function((Node *) RelationGetIndexPredicate(index), NULL);
+
+	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
+		plain = plain && index->rd_opfamily[i] < FirstNormalObjectId;
+	index_close(index, AccessShareLock);
+	return plain;
+}
+
+/*
+ * Does an UPDATE of the table run nobody's code but the server's?  No trigger but
+ * foreign keys' and our own, no check, no generated column, no expression or
+ * operator class of a user's in an index.
+ */
+bool
+bbf_shape_update_is_plain(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	bool		plain = constr == NULL || (constr->num_check == 0 && !constr->has_generated_stored);
+	ListCell   *lc;
+
+	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	{
+		Trigger    *trigger = &rel->trigdesc->triggers[i];
+
+		plain = plain && (trigger->tgisinternal || !TRIGGER_FOR_UPDATE(trigger->tgtype) ||
+						  get_func_namespace(trigger->tgfoid) == get_namespace_oid("bgw_backfill", true));
+	}
+	foreach(lc, RelationGetIndexList(rel))
+		plain = plain && index_is_plain(lfirst_oid(lc));
+	table_close(rel, AccessShareLock);
+	return plain;
 }
 
 /*

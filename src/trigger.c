@@ -6,10 +6,9 @@
  * those keys with two saved statements of the job's mode: one that locks, one
  * that decides with a snapshot taken after the locks (GetLatestSnapshot, as
  * foreign-key checks do, so that a repeatable-read caller decides right: R8).
- * The one key of an insert of one row is first tried with a statement that does
- * both, if it changes the answer.  (Not after a statement of this transaction has
- * deleted or changed target rows: that may have been a trigger or a function that
- * the insert itself called, before us.)
+ * An insert has short ways, for rows whose answer it changes; see the mode.  (Not
+ * after a statement of this transaction has deleted or changed target rows: that
+ * may have been a trigger or a function that the insert itself called, before us.)
  * No row is left without a lock: a trigger that looked first and did nothing
  * because the flag was right already would hold none, and a batch that decides
  * at the same time with an older view would win (R1).
@@ -62,14 +61,15 @@ PG_FUNCTION_INFO_V1(bgw_backfill_target_truncated);
  * pinned for each: the one before may have fired a trigger that set it.
  */
 static uint64
-execute(SPIPlanPtr plan, Datum *values, int expected)
+execute(SPIPlanPtr plan, Datum *values, int expected, bool pinned)
 {
 	MemoryContext context = CurrentMemoryContext;
-	int			nestlevel = bbf_session_pin();
+	int			nestlevel = pinned ? bbf_session_pin() : 0;
 	int			rc = SPI_execute_snapshot(plan, values, NULL, GetLatestSnapshot(),
 										  InvalidSnapshot, false, true, 0);
 
-	bbf_session_unpin(nestlevel);
+	if (pinned)
+		bbf_session_unpin(nestlevel);
 	MemoryContextSwitchTo(context);
 	if (rc != expected)
 		elog(ERROR, "SPI_execute_snapshot returned %s", SPI_result_code_string(rc));
@@ -100,24 +100,51 @@ key_array(const BbfKeyColumn *column, Datum *keys, int n)
 }
 
 /*
+ * The short ways of an insert; see the mode.  False: nothing is settled yet.
+ *
+ * The statement of one key does without the pinned search path where no user's
+ * code can run in it: it names no function, and its only operator with its
+ * schema, so it means the same under any path.
+ */
+static bool
+settle_inserted(const BbfServed *served, Datum *keys, int n)
+{
+	Datum		values[1] = {keys[0]};
+	bool		isnull;
+	int64		count;
+
+	if (served->target_settle_one == NULL)
+		return false;
+	if (n == 1)
+		return execute(served->target_settle_one, values, SPI_OK_UPDATE, !served->plain_update) == 1;
+
+	values[0] = key_array(&served->target_key, keys, n);
+	execute(served->target_count_new, values, SPI_OK_SELECT, true);
+	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	if (count != n)
+		return false;
+	execute(served->target_settle_new, values, SPI_OK_UPDATE, true);
+	return true;
+}
+
+/*
  * Settle the source rows of some keys of the target.  inserted: each key has a
  * row that this statement inserted, and that is there still.
  */
 static void
 settle_target_keys(const BbfServed *served, Datum *keys, int n, bool inserted)
 {
-	Datum		values[1] = {keys[0]};
+	Datum		values[1];
 
-	if (inserted && n == 1 && served->target_settle_one &&
-		execute(served->target_settle_one, values, SPI_OK_UPDATE) == 1)
+	if (inserted && settle_inserted(served, keys, n))
 		return;
 	values[0] = key_array(&served->target_key, keys, n);
-	if (execute(served->target_lock, values, SPI_OK_SELECT) == 0)
+	if (execute(served->target_lock, values, SPI_OK_SELECT, true) == 0)
 		return;
 	values[0] = returned_array(TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT);
 	SPI_freetuptable(SPI_tuptable);
-	execute(inserted && served->target_settle_new ? served->target_settle_new : served->target_settle,
-			values, SPI_OK_UPDATE);
+	execute(served->target_settle, values, SPI_OK_UPDATE, true);
 }
 
 /* Settle source rows that are new, or have a new key. */
@@ -127,10 +154,10 @@ settle_source_keys(const BbfServed *served, Datum *keys, int n)
 	const BbfKeyColumn *held = &served->target_key;
 	Datum		values[2] = {key_array(&served->source_key, keys, n)};
 
-	execute(served->source_lock_matches, values, SPI_OK_SELECT);
+	execute(served->source_lock_matches, values, SPI_OK_SELECT, true);
 	values[1] = returned_array(held->type, held->typlen, held->typbyval, held->typalign);
 	SPI_freetuptable(SPI_tuptable);
-	execute(served->source_settle, values, SPI_OK_UPDATE);
+	execute(served->source_settle, values, SPI_OK_UPDATE, true);
 }
 
 /* Settle a set of keys, in key order. */
