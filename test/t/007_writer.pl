@@ -114,7 +114,7 @@ foreach my $me (1 .. 3)
 	is($writers[ $me - 1 ]->{stderr} =~ s/background_psql: ready\n//r, '', "writer $me met no error");
 	$writers[ $me - 1 ]->quit;
 }
-note(sql($node, 'SELECT key, sum(n) FROM stats GROUP BY key ORDER BY key ~ 'deadlock|failure' DESC, sum(n) DESC LIMIT 20'));
+note(sql($node, q{SELECT key, sum(n) FROM stats GROUP BY key ORDER BY key ~ 'deadlock|failure' DESC, sum(n) DESC LIMIT 20}));
 note(sql($node, 'SELECT * FROM bgw_backfill.progress'));
 cmp_ok(written(), '>', 300, 'they wrote a lot');
 job_exact($node, "writers with seed $seed");
