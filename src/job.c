@@ -109,6 +109,7 @@ read_state(BbfJob *job)
 	job->flag_added = DatumGetBool(column("flag_added"));
 	job->cursor = text_column("walk_cursor");
 	job->high_mark = text_column("high_mark");
+	job->has_skipped = DatumGetBool(column("has_skipped"));
 	job->rows_done = DatumGetInt64(column("rows_done"));
 	job->rows_total = DatumGetInt64(column("rows_total"));
 	job->batch_size = DatumGetInt32(column("batch_size"));
@@ -137,7 +138,9 @@ bbf_job_load(const char *name)
 	Datum		values[] = {CStringGetTextDatum(name)};
 	BbfJob	   *job;
 
-	if (bbf_txn_catalog("SELECT j.*, s.*, pg_catalog.array_to_string(j.settings, ',') AS settings_text"
+	if (bbf_txn_catalog("SELECT j.*, s.*, pg_catalog.array_to_string(j.settings, ',') AS settings_text,"
+						" EXISTS (SELECT FROM bgw_backfill.job_skipped k"
+						"  WHERE k.job OPERATOR(pg_catalog.=) j.job) AS has_skipped"
 						" FROM bgw_backfill.job j"
 						" JOIN bgw_backfill.job_state s ON s.job OPERATOR(pg_catalog.=) j.job"
 						" WHERE j.job OPERATOR(pg_catalog.=) $1",

@@ -64,6 +64,7 @@ typedef struct BbfJob
 	bool		flag_added;		/* the flag column is ours */
 	char	   *cursor;			/* NULL: at the start */
 	char	   *high_mark;		/* NULL: no walk is under way */
+	bool		has_skipped;	/* rows of the walk are left that were locked */
 	int64		rows_done;
 	int64		rows_total;
 	int32		batch_size;		/* current one; 0: the setting's */

@@ -48,11 +48,13 @@ typedef struct BbfMode
 	/* after the fill, in transactions of its own; false: fill again */
 	bool		(*finish_fill) (BbfJob *job);
 
-	/* the batch, in three statements; see walk.c */
+	/* the batch's statements; see walk.c.  write_at_once may give NULL */
 	char	   *(*candidates) (const BbfJob *job, const BbfPair *pair, bool sweep, bool bounded);
 	char	   *(*lock) (const BbfJob *job, const BbfPair *pair, bool by_key);
 	char	   *(*decide) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*undecided) (const BbfJob *job, const BbfPair *pair);
+	char	   *(*write_at_once) (const BbfJob *job, const BbfPair *pair, bool sweep);
+	char	   *(*put_right) (const BbfJob *job, const BbfPair *pair);
 
 	/*
 	 * The triggers' statements; see trigger.c.  The first three, the short

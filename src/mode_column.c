@@ -10,8 +10,9 @@
  *
  * Who decides, and after which lock:
  *
- * Everybody who writes a flag first locks the source row, FOR NO KEY UPDATE,
- * and then, as a statement of its own with a snapshot taken after the lock,
+ * Everybody who writes a flag first locks the source row, FOR NO KEY UPDATE (or
+ * by writing it, to be put right before the commit: column_write_at_once()), and
+ * then, as a statement of its own with a snapshot taken after the lock,
  * looks whether a match exists.  Two deciders for one row thus come one after
  * the other, and the later one sees what the earlier one's transaction did.
  *
@@ -176,6 +177,28 @@ column_target_settle_new(const BbfJob *job, const BbfPair *pair)
 					pair->source_sql, bbf_column_flag(job), pair->source_key, pair->source_eq_target);
 }
 
+/*
+ * The quick way of the sparse fill: write false to all candidates, which locks
+ * them, and then, with a snapshot taken after that, put right those that have got
+ * a match.  Nobody sees the false in between.
+ */
+static char *
+column_write_at_once(const BbfJob *job, const BbfPair *pair, bool sweep)
+{
+	if (sweep || !job->flag_added)
+		return NULL;
+	return psprintf("UPDATE ONLY %s s SET %s = false WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1)"
+					" AND s.%s RETURNING s.ctid, s.%s",
+					pair->source_sql, bbf_column_flag(job), bbf_column_flag(job), pair->source_key);
+}
+
+static char *
+column_put_right(const BbfJob *job, const BbfPair *pair)
+{
+	return psprintf("UPDATE ONLY %s s SET %s = true WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1) AND %s",
+					pair->source_sql, bbf_column_flag(job), bbf_pair_match(pair, "s"));
+}
+
 static char *
 column_target_lock(const BbfJob *job, const BbfPair *pair)
 {
@@ -246,6 +269,8 @@ const BbfMode bbf_mode_column = {
 	.lock = column_lock,
 	.decide = column_decide,
 	.undecided = column_undecided,
+	.write_at_once = column_write_at_once,
+	.put_right = column_put_right,
 	.target_settle_one = column_target_settle_one,
 	.target_count_new = column_target_count_new,
 	.target_settle_new = column_target_settle_new,

@@ -14,6 +14,12 @@
  *	2. lock the candidates, passing by rows that somebody else holds.
  *	3. decide for what is locked, and write.
  *
+ * Where a mode knows what it will most likely write, 2 and 3 have a quick way:
+ * write all candidates at once, then look with a fresh snapshot and put right
+ * what that shows, before the commit.  It may wait for a row while it holds
+ * others, but for a few milliseconds only; if it would have to wait longer, it is
+ * undone and the batch goes the way above.
+ *
  * Between 1 and 2 a row may have changed; 3 is what counts (races R1 .. R3 are
  * argued in the mode).  A candidate that 2 did not get, because it is locked,
  * has moved or is gone, is remembered in job_skipped by the same transaction
@@ -27,6 +33,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "mode.h"
 #include "portability/instr_time.h"
@@ -40,7 +47,12 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
 #include "walk.h"
+
+/* how long the quick way may wait for a lock while it holds others */
+#define WRITE_WAIT_MS 10
 
 /* rows found by a statement that returns (ctid, key) */
 typedef struct RowSet
@@ -259,11 +271,21 @@ decide(Walk *walk, const RowSet *locked)
 	return written;
 }
 
-/* Remember the candidates that were not locked; both sets are in key order. */
+static int
+compare_texts(const void *a, const void *b)
+{
+	return strcmp(*(char *const *) a, *(char *const *) b);
+}
+
+/* Remember the candidates that are not among the rows done. */
 static void
-remember_skipped(const BbfJob *job, const RowSet *candidates, const RowSet *locked)
+remember_skipped(BbfJob *job, const RowSet *candidates, const RowSet *locked)
 {
 	uint64		l = 0;
+
+	job->has_skipped = true;
+	qsort(candidates->keys, candidates->n, sizeof(char *), compare_texts);
+	qsort(locked->keys, locked->n, sizeof(char *), compare_texts);
 
 	for (uint64 c = 0; c < candidates->n; c++)
 	{
@@ -272,6 +294,87 @@ remember_skipped(const BbfJob *job, const RowSet *candidates, const RowSet *lock
 		else
 			bbf_job_skip(job, candidates->keys[c]);
 	}
+}
+
+/*
+ * The quick way, in a subtransaction of its own.  False: somebody holds a row,
+ * and nothing is done.
+ */
+static bool
+write_at_once(Walk *walk, const RowSet *candidates, RowSet *written)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	char	   *sql = walk->mode->write_at_once(walk->job, walk->pair, walk->sweep);
+	Oid			types[] = {TIDARRAYOID};
+	Datum		values[] = {tid_array(candidates)};
+	volatile bool done = true;
+
+	if (sql == NULL)
+		return false;
+	bbf_txn_lock_timeout(WRITE_WAIT_MS);
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		statement(walk->job, sql, 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+		*written = take_rows(walk->pair);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+			PG_RE_THROW();
+		FlushErrorState();
+		bbf_txn_disarm();
+		RollbackAndReleaseCurrentSubTransaction();
+		done = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return done;
+}
+
+/* Look at what was written at once, now that it is locked. */
+static int64
+put_right(Walk *walk, const RowSet *written)
+{
+	Oid			types[] = {TIDARRAYOID};
+	Datum		values[] = {tid_array(written)};
+
+	return (int64) statement(walk->job, walk->mode->put_right(walk->job, walk->pair),
+							 1, types, values, NULL, SPI_OK_UPDATE);
+}
+
+/* Settle the candidates of a range; returns how many rows have changed. */
+static int64
+settle_candidates(Walk *walk, const RowSet *candidates)
+{
+	RowSet		done = {0};
+	int64		changed = 0;
+
+	if (write_at_once(walk, candidates, &done))
+	{
+		limit_waits(walk->job);
+		if (done.n > 0)
+			changed = (int64) done.n - put_right(walk, &done);
+	}
+	else
+	{
+		bbf_txn_lock_timeout(bbf_job_setting(walk->job, BBF_LOCK_TIMEOUT));
+		done = lock_candidates(walk, candidates);
+		limit_waits(walk->job);
+		if (done.n > 0)
+			changed = decide(walk, &done);
+	}
+	if (done.n < candidates->n)
+		remember_skipped(walk->job, candidates, &done);
+	return changed;
 }
 
 /*
@@ -298,21 +401,14 @@ bbf_walk_batch(BbfJob *job, bool sweep)
 	batch.rows = next_range(walk, size, &range_end);
 	candidates = find_candidates(walk);
 	if (candidates.n > 0)
-	{
-		RowSet		locked = lock_candidates(walk, &candidates);
-
-		limit_waits(job);
-		if (locked.n > 0)
-			batch.changed = decide(walk, &locked);
-		if (locked.n < candidates.n)
-			remember_skipped(job, &candidates, &locked);
-	}
+		batch.changed = settle_candidates(walk, &candidates);
 	INSTR_TIME_SET_CURRENT(end);
 	INSTR_TIME_SUBTRACT(end, start);
 	batch.cursor = range_end;
 	batch.ms = INSTR_TIME_GET_MILLISEC(end);
 	batch.next_size = bbf_throttle_grown_size(job, size);
 	bbf_job_save_batch(job, &batch, sweep);
+	job->batch_at = GetCurrentTimestamp();
 	return BBF_WALK_MORE;
 }
 

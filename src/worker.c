@@ -125,20 +125,6 @@ try_skipped(const char *name, bool sweep)
 	}
 }
 
-/* When the job is due again, as its rows say now. */
-static TimestampTz
-next_due_of(const char *name)
-{
-	BbfJob	   *job = begin_and_load(name);
-	TimestampTz due;
-
-	if (job == NULL)
-		return 0;
-	due = bbf_job_next_due(job);
-	bbf_txn_commit();
-	return due;
-}
-
 /* One batch of a walk, and what follows from how it ended. */
 static TimestampTz
 walk_step(BbfJob *job)
@@ -148,14 +134,14 @@ walk_step(BbfJob *job)
 	BbfWalkStep step = sweep ? bbf_verify_step(job) : bbf_fill_step(job);
 
 	bbf_txn_commit();
-	if (step == BBF_WALK_MORE)
+	if (step == BBF_WALK_MORE && job->has_skipped)
 		try_skipped(name, sweep);
 	else if (step == BBF_WALK_SKIPPED && (job = begin_and_load(name)) != NULL)
 	{
 		bbf_walk_skipped(job, sweep, true);
 		bbf_txn_commit();
 	}
-	return next_due_of(name);
+	return job ? bbf_job_next_due(job) : 0;
 }
 
 /* Build the index; when somebody else is building one, wait for our turn. */
@@ -187,7 +173,8 @@ live_step(BbfJob *job)
 		bbf_txn_commit();
 		bbf_outcome_in_scan(false);
 		set_checked(job->name, false);	/* before the next scan */
-		return next_due_of(job->name);
+		job->scan_at = GetCurrentTimestamp();
+		return bbf_job_next_due(job);
 	}
 	else if (bbf_job_sweep_is_due(job, now))
 		return walk_step(job);
@@ -338,21 +325,24 @@ job_names(MemoryContext context, bool *failed)
  * none is; the job that it is due for goes to next_job.
  */
 static TimestampTz
-take_a_turn(MemoryContext context, char *next_job)
+take_a_turn(MemoryContext context, List **names, char *next_job)
 {
 	TimestampTz next = 0;
-	bool		failed = false;
-	List	   *names;
 	ListCell   *lc;
 
-	MemoryContextReset(context);
-	names = job_names(context, &failed);
-	if (failed)
+	next_job[0] = '\0';
+	/* a change of any job has set our latch */
+	if (*names == NIL || MyLatch->is_set)
 	{
-		next_job[0] = '\0';
-		return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINGER_MS);
+		bool		failed = false;
+
+		ResetLatch(MyLatch);
+		MemoryContextReset(context);
+		*names = job_names(context, &failed);
+		if (failed)
+			return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINGER_MS);
 	}
-	foreach(lc, names)
+	foreach(lc, *names)
 	{
 		TimestampTz due;
 
@@ -389,6 +379,7 @@ work(void)
 	MemoryContext turn_context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill turn",
 													   ALLOCSET_SMALL_SIZES);
 	TimestampTz began = GetCurrentTimestamp();
+	List	   *names = NIL;
 
 	for (;;)
 	{
@@ -402,7 +393,7 @@ work(void)
 		reload();
 		if (!bbf_guc_enabled)
 			return 0;
-		next = take_a_turn(turn_context, next_job);
+		next = take_a_turn(turn_context, &names, next_job);
 		now = GetCurrentTimestamp();
 		if (next == 0)
 			return 0;
@@ -416,7 +407,6 @@ work(void)
 			bbf_shmem_report(next_job, BBF_ACT_SLEEPING, NULL);
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 delay, PG_WAIT_EXTENSION);
-			ResetLatch(MyLatch);
 		}
 	}
 }
