@@ -261,7 +261,7 @@ FROM (
 	SELECT j.job,
 		pg_catalog.format('%I.%I', j.source_schema, j.source_name) AS source,
 		pg_catalog.format('%I.%I', j.target_schema, j.target_name) AS target,
-		j.mode, s.phase,
+		j.mode, CASE WHEN j.uninstall THEN 'uninstall' ELSE s.phase END AS phase,
 		CASE
 			WHEN s.health <> 'ok' THEN s.health
 			WHEN j.paused AND NOT j.uninstall THEN 'paused'
@@ -274,6 +274,7 @@ FROM (
 			ELSE 'idle'
 		END AS state,
 		CASE
+			WHEN j.uninstall THEN 0
 			WHEN s.phase = 'live' THEN 100
 			WHEN s.phase IN ('fill', 'verify') THEN
 				CASE WHEN s.rows_total > 0

@@ -216,9 +216,9 @@ bgw_backfill_untrack(PG_FUNCTION_ARGS)
 	}
 	else
 	{
-		bbf_job_set_well(job->name);
 		update_job(job->name, PG_GETARG_BOOL(1) ? "uninstall = true, drop_objects = true" :
 				   "uninstall = true, drop_objects = false", NULL);
+		bbf_job_set_well(job->name);
 		bbf_wake_cancel_at_commit(job->name);
 	}
 	SPI_finish();
@@ -266,7 +266,9 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 	owner = bbf_pair_owner(source);
 	if (!has_privs_of_role(GetUserId(), bbf_pair_owner(target)))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, get_rel_name(target));
-	update_job(job->name, "paused = false", NULL);
+	/* a failed one may have missed something: a sweep will tell */
+	update_job(job->name, job->health == BBF_HEALTH_OK ? "paused = false" :
+			   "paused = false, verify_requests = verify_requests OPERATOR(pg_catalog.+) 1", NULL);
 	bbf_job_set_well(job->name);
 	if (job->health == BBF_HEALTH_HELD || !bbf_job_same_place(job) || !bbf_job_belongs_to(job, owner))
 	{

@@ -7,6 +7,7 @@
 
 #include "fill.h"
 #include "mode.h"
+#include "shmem.h"
 #include "txn.h"
 
 /* One batch of the fill; after the last one the job goes on to its index. */
@@ -28,12 +29,23 @@ bbf_fill_step(BbfJob *job)
 bool
 bbf_fill_finish(BbfJob *job)
 {
-	if (bbf_mode_lookup(job->mode)->finish_fill(job))
+	BbfJob	   *now;
+	bool		done;
+
+	/* it may read the whole source: pause() may cancel it */
+	bbf_shmem_set_cancellable(true);
+	if (!bbf_txn_begin())
 		return true;
-	if (bbf_txn_begin())
+	now = bbf_job_load(job->name);
+	bbf_txn_commit();
+	if (now == NULL || now->paused || now->uninstall)
+		return true;			/* nothing more is done now */
+	done = bbf_mode_lookup(job->mode)->finish_fill(job);
+	bbf_shmem_set_cancellable(false);
+	if (!done && bbf_txn_begin())
 	{
 		bbf_job_restart_fill(job->name);
 		bbf_txn_commit();
 	}
-	return false;
+	return done;
 }

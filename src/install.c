@@ -275,8 +275,7 @@ bbf_install_undo(BbfJob *job)
 		drop_triggers(job, pair->source, pair->source_sql, NIL);
 		if (job->drop_objects && OidIsValid(find_view(job, pair)))
 			run(psprintf("DROP VIEW %s", view_name(job, pair)));
-		if (job->drop_objects)
-			mode->uninstall(job, pair);
+		mode->uninstall(job, pair);
 	}
 	bbf_job_delete(job->name);
 }

@@ -118,6 +118,7 @@ extern void bbf_job_rename(BbfJob *job, Oid source, Oid target);
 extern void bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner);
 extern void bbf_job_record_error(const char *name, const char *message, BbfHealth health,
 								 const char *waiting_for, int64 delay_ms);
+extern void bbf_job_wait(const char *name, const char *waiting_for, int64 delay_ms);
 extern void bbf_job_clear_retries(BbfJob *job);
 extern void bbf_job_set_well(const char *name);
 extern void bbf_job_restart_fill(const char *name);

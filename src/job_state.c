@@ -279,6 +279,22 @@ bbf_job_record_error(const char *name, const char *message, BbfHealth health,
 				 "", 5, types, values, nulls);
 }
 
+/* The job waits its turn, which is no failure. */
+void
+bbf_job_wait(const char *name, const char *waiting_for, int64 delay_ms)
+{
+	Oid			types[3] = {TEXTOID, TEXTOID, FLOAT8OID};
+	Datum		values[3] = {0, CStringGetTextDatum(waiting_for), Float8GetDatum(delay_ms / 1000.0)};
+
+	update_state(name,
+				 "retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+)"
+				 "  pg_catalog.make_interval(secs => $3),"
+				 " waiting_since = CASE WHEN waiting_for OPERATOR(pg_catalog.=) $2 THEN waiting_since"
+				 "  ELSE pg_catalog.clock_timestamp() END,"
+				 " waiting_for = $2",
+				 "", 3, types, values, NULL);
+}
+
 /* Work went on: nothing is being retried any more. */
 void
 bbf_job_clear_retries(BbfJob *job)

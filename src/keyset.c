@@ -137,13 +137,13 @@ free_collected(void)
 	MemoryContextReset(keys_context);
 }
 
-/* Has this transaction deleted or changed rows of the job's target? */
-bool
-bbf_keyset_has_removed(const char *job)
+/* How often this transaction has deleted or changed rows of the job's target. */
+uint64
+bbf_keyset_removals(const char *job)
 {
 	BbfKeySet  *set = bbf_keyset_collecting(job, false, false);
 
-	return set && set->removed;
+	return set ? set->removals : 0;
 }
 
 /*

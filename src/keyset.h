@@ -13,7 +13,7 @@ typedef struct BbfKeySet
 {
 	char		job[NAMEDATALEN];
 	bool		of_source;
-	bool		removed;		/* target rows were deleted or changed */
+	uint64		removals;		/* events that deleted or changed target rows */
 	Datum	   *keys;
 	int			n;
 	int			size;
@@ -27,7 +27,7 @@ extern BbfKeySet *bbf_keyset_collecting(const char *job, bool of_source, bool cr
 extern void bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, bool of_source);
 extern BbfKeySet bbf_keyset_take(BbfKeySet *collected_set);
 extern void bbf_keyset_done(void);
-extern bool bbf_keyset_has_removed(const char *job);
+extern uint64 bbf_keyset_removals(const char *job);
 extern void bbf_keyset_sort(BbfKeySet *set, BbfKeyColumn *column);
 
 #endif							/* BBF_KEYSET_H */

@@ -42,7 +42,10 @@ typedef struct BbfMode
 	/* make what is missing but the triggers; both tables are locked */
 	void		(*install) (BbfJob *job, const BbfPair *pair);
 
-	/* drop it again, but for the triggers, which the phase drops */
+	/*
+	 * drop it again, but for the triggers, which the phase drops; without
+	 * drop_objects only what must not stay
+	 */
 	void		(*uninstall) (const BbfJob *job, const BbfPair *pair);
 
 	/* after the fill, in transactions of its own; false: fill again */

@@ -295,11 +295,30 @@ bbf_column_install(BbfJob *job, const BbfPair *pair)
 		bbf_job_set_flag_added(job, !exists);
 }
 
+/* The constraint by which an adopted column becomes NOT NULL. */
+static char *
+constraint_name(const BbfJob *job)
+{
+	return bbf_job_object(job, "bbf_notnull");
+}
+
+/* Drop it if it is there: it is never to stay. */
+static void
+drop_constraint(const BbfJob *job, const BbfPair *pair)
+{
+	if (!job->flag_added && bbf_shape_has_constraint(pair->source, constraint_name(job)))
+		run(psprintf("ALTER TABLE ONLY %s DROP CONSTRAINT %s", pair->source_sql,
+					 quote_identifier(constraint_name(job))));
+}
+
 void
 bbf_column_uninstall(const BbfJob *job, const BbfPair *pair)
 {
 	FormData_pg_attribute att;
 
+	drop_constraint(job, pair);
+	if (!job->drop_objects)
+		return;
 	if (job->flag_added && bbf_column_flag_attribute(job, pair->source, &att))
 		run(psprintf("ALTER TABLE ONLY %s DROP COLUMN %s", pair->source_sql, bbf_column_flag(job)));
 	else
@@ -307,52 +326,34 @@ bbf_column_uninstall(const BbfJob *job, const BbfPair *pair)
 					 quote_qualified_identifier(pair->schema, bbf_job_object(job, "pending_idx"))));
 }
 
-/* Run DDL in a transaction of its own; false if the extension is gone. */
+/* Begin a transaction for DDL, whose locks wait no longer than the job allows. */
 static bool
-run_alone(const char *sql)
+begin_ddl(const BbfJob *job)
 {
 	if (!bbf_txn_begin())
 		return false;
-	run(sql);
-	bbf_txn_commit();
+	bbf_txn_lock_timeout(bbf_job_setting(job, BBF_LOCK_TIMEOUT));
 	return true;
 }
 
 /*
- * An adopted column becomes NOT NULL without a long lock: a check constraint
- * that is not valid yet, its validation (readers and writers go on), and then
- * SET NOT NULL, which takes the constraint's word.
+ * Validate the constraint.  False: there is a NULL that came between the fill and
+ * the constraint.
  */
-bool
-bbf_column_finish_fill(BbfJob *job)
+static bool
+validate(const BbfJob *job, const BbfPair *pair)
 {
 	MemoryContext context = CurrentMemoryContext;
-	FormData_pg_attribute att;
-	BbfPair    *pair;
-	char	   *constraint = bbf_job_object(job, "bbf_notnull");
-	bool		have_constraint;
 	volatile bool valid = true;
-
-	if (!bbf_txn_begin())
-		return true;
-	pair = bbf_pair_load(job);
-	if (!bbf_column_flag_attribute(job, pair->source, &att) || att.attnotnull)
-	{
-		bbf_txn_commit();
-		return true;
-	}
-	have_constraint = bbf_shape_has_constraint(pair->source, constraint);
-	bbf_txn_commit();
-
-	if (!have_constraint &&
-		!run_alone(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s CHECK (%s IS NOT NULL) NOT VALID",
-							pair->source_sql, quote_identifier(constraint), bbf_column_flag(job))))
-		return true;
 
 	PG_TRY();
 	{
-		valid = run_alone(psprintf("ALTER TABLE ONLY %s VALIDATE CONSTRAINT %s",
-								   pair->source_sql, quote_identifier(constraint)));
+		if (begin_ddl(job))
+		{
+			run(psprintf("ALTER TABLE ONLY %s VALIDATE CONSTRAINT %s", pair->source_sql,
+						 quote_identifier(constraint_name(job))));
+			bbf_txn_commit();
+		}
 	}
 	PG_CATCH();
 	{
@@ -362,17 +363,52 @@ bbf_column_finish_fill(BbfJob *job)
 		edata = CopyErrorData();
 		if (edata->sqlerrcode != ERRCODE_CHECK_VIOLATION)
 			PG_RE_THROW();
-		/* a NULL came between the fill and the constraint: no more can come */
 		FlushErrorState();
 		bbf_txn_abort();
 		MemoryContextSwitchTo(context);
-		return false;
+		valid = false;
 	}
 	PG_END_TRY();
-
-	if (valid)
-		run_alone(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET NOT NULL, DROP CONSTRAINT %s",
-						   pair->source_sql, bbf_column_flag(job), quote_identifier(constraint)));
-	return true;
+	return valid;
 }
 
+/*
+ * An adopted column becomes NOT NULL without a long lock: a check constraint
+ * that is not valid yet, its validation (readers and writers go on), and then
+ * SET NOT NULL, which takes the constraint's word.  It does so only while the
+ * constraint is there: it is dropped by a statement of its own.
+ *
+ * If a NULL is found, the constraint goes, so that it refuses nobody's update of
+ * that row, and the fill is done again.
+ */
+bool
+bbf_column_finish_fill(BbfJob *job)
+{
+	FormData_pg_attribute att;
+	BbfPair    *pair;
+	bool		valid;
+
+	if (!begin_ddl(job))
+		return true;
+	pair = bbf_pair_load(job);
+	if (!bbf_column_flag_attribute(job, pair->source, &att) || att.attnotnull)
+	{
+		drop_constraint(job, pair);
+		bbf_txn_commit();
+		return true;
+	}
+	if (!bbf_shape_has_constraint(pair->source, constraint_name(job)))
+		run(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s CHECK (%s IS NOT NULL) NOT VALID",
+					 pair->source_sql, quote_identifier(constraint_name(job)), bbf_column_flag(job)));
+	bbf_txn_commit();
+
+	valid = validate(job, pair);
+	if (!begin_ddl(job))
+		return true;
+	if (valid)
+		run(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET NOT NULL",
+					 pair->source_sql, bbf_column_flag(job)));
+	drop_constraint(job, pair);
+	bbf_txn_commit();
+	return valid;
+}

@@ -161,11 +161,11 @@ record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool
  * again; 0: not until somebody resumes it.
  *
  * Somebody may hold the very row that the record goes to (an open transaction
- * that has resumed the job, or truncated its target): then there is no record,
- * and the job is tried again after a while.
+ * that has resumed the job, or truncated its target): then there is no record
+ * (recorded), and it is up to the worker to leave the job alone until that time.
  */
 TimestampTz
-bbf_outcome_of_error(const char *job_name, ErrorData *edata)
+bbf_outcome_of_error(const char *job_name, ErrorData *edata, bool *recorded)
 {
 	MemoryContext context = CurrentMemoryContext;
 	bool		timed_out = bbf_txn_timed_out();
@@ -173,6 +173,7 @@ bbf_outcome_of_error(const char *job_name, ErrorData *edata)
 	volatile TimestampTz due;
 
 	in_scan = false;
+	*recorded = true;
 	bbf_txn_abort();
 	MemoryContextSwitchTo(context);
 	PG_TRY();
@@ -188,6 +189,7 @@ bbf_outcome_of_error(const char *job_name, ErrorData *edata)
 		MemoryContextSwitchTo(context);
 		log_error(job_name, edata, judge(edata, false));
 		due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), bbf_throttle_retry_delay(0));
+		*recorded = false;
 	}
 	PG_END_TRY();
 	return due;
@@ -199,6 +201,6 @@ bbf_outcome_wait(const char *job_name, const char *waiting_for, int64 delay_ms)
 {
 	if (!bbf_txn_begin())
 		return;
-	bbf_job_record_error(job_name, NULL, BBF_HEALTH_OK, waiting_for, delay_ms);
+	bbf_job_wait(job_name, waiting_for, delay_ms);
 	bbf_txn_commit();
 }

@@ -116,14 +116,19 @@ version_is_ours(void)
 	return false;
 }
 
-/* A prepared transaction may still bring a change that wakes nobody. */
+/*
+ * A prepared transaction may still bring a change that wakes nobody.  Looked at
+ * before the jobs are: one that is committed in between is seen with them.  The
+ * mark is taken off first, so that one that comes now puts it there again.
+ */
 static void
 look_for_prepared(void)
 {
+	bbf_shmem_clear_recheck(MyDatabaseId);
 	if (bbf_txn_sql("SELECT 1 FROM pg_catalog.pg_prepared_xacts"
 					" WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1",
-					0, NULL, NULL, NULL, SPI_OK_SELECT) == 0)
-		bbf_shmem_clear_recheck(MyDatabaseId);
+					0, NULL, NULL, NULL, SPI_OK_SELECT) > 0)
+		bbf_shmem_recheck(MyDatabaseId);
 }
 
 static void
@@ -139,6 +144,7 @@ schedule_all(void)
 	}
 	if (version_is_ours())
 	{
+		look_for_prepared();
 		foreach(lc, bbf_job_names())
 		{
 			BbfJob	   *job = bbf_job_load(lfirst(lc));
@@ -146,7 +152,6 @@ schedule_all(void)
 			if (job)
 				schedule(job, now);
 		}
-		look_for_prepared();
 	}
 	bbf_txn_commit();
 }

@@ -159,6 +159,10 @@ build(BbfServed *served, const char *name)
 	served->job_table = get_relname_relid("job", get_namespace_oid("bgw_backfill", false));
 	served->source = bbf_job_source(job);
 	served->target = bbf_job_target(job);
+	if (OidIsValid(served->source) && !bbf_job_belongs_to(job, bbf_pair_owner(served->source)))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the source does not belong to role \"%s\" any more", job->owner)));
 	mode = bbf_mode_lookup(job->mode);
 	pair = bbf_pair_load(job);
 	missing = mode->missing(job, pair);
@@ -167,10 +171,6 @@ build(BbfServed *served, const char *name)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("%s is missing", missing)));
 	served->owner = pair->owner;
-	if (!bbf_job_belongs_to(job, pair->owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the source does not belong to role \"%s\" any more", job->owner)));
 	served->source_schema = get_rel_namespace(pair->source);
 	served->target_schema = get_rel_namespace(pair->target);
 	served->rights_lost = rights_lost(served);

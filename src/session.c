@@ -7,6 +7,7 @@
 
 #include "catalog/pg_authid.h"
 #include "miscadmin.h"
+#include "optimizer/cost.h"
 #include "session.h"
 #include "utils/guc.h"
 
@@ -97,6 +98,24 @@ bbf_session_pin(void)
 
 	(void) set_config_option("search_path", BBF_SEARCH_PATH, PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	return nestlevel;
+}
+
+/*
+ * Pin how a saved statement is planned, should the server plan it anew: by index
+ * or by place; and the search path, if asked for.
+ */
+int
+bbf_session_pin_plan(bool pin_path)
+{
+	int			nestlevel = pin_path ? bbf_session_pin() : NewGUCNestLevel();
+
+	if (enable_seqscan)
+		(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (enable_bitmapscan)
+		(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	return nestlevel;
 }
 

@@ -9,6 +9,7 @@ extern void bbf_session_set_owner(Oid owner);
 extern void bbf_session_set(const char *name, const char *value);
 extern void bbf_session_harden(void);
 extern int	bbf_session_pin(void);
+extern int	bbf_session_pin_plan(bool pin_path);
 extern void bbf_session_pin_text(void);
 extern void bbf_session_unpin(int nestlevel);
 

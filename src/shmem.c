@@ -296,6 +296,7 @@ bbf_shmem_report(const char *job, BbfActivity activity, const char *waiting_for)
 		my_slot->index_percent = 0;
 	strlcpy(my_slot->job, job ? job : "", NAMEDATALEN);
 	my_slot->activity = activity;
+	my_slot->cancellable = false;
 	if (waiting_for == NULL)
 		my_slot->waiting_for[0] = '\0';
 	else if (strcmp(my_slot->waiting_for, waiting_for) != 0)

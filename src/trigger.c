@@ -36,6 +36,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
@@ -56,20 +57,32 @@ PG_FUNCTION_INFO_V1(bgw_backfill_target_truncated);
 /* keys given to one execution of a saved statement */
 #define KEYS_AT_ONCE 10000
 
+/* how often to settle keys whose target rows our own writes take away */
+#define MAX_LOOKS 3
+
 /*
- * Run one of the saved statements with a snapshot of now.  The search path is
- * pinned for each: the one before may have fired a trigger that set it.
+ * Run one of the saved statements with a snapshot of now, in settings of its
+ * own: the statement before may have fired a trigger that changed them, and the
+ * server makes the plan anew when the search path, or what it means, is not what
+ * the plan was made under.  Then as before: never by reading a table, nor in the
+ * heap's order.
+ *
+ * A transaction that keeps its snapshot must not write a row that it does not
+ * see: it would see both versions from then on.  So what has changed since is a
+ * serialization failure for it (R8), as in a foreign key's action.
  */
 static uint64
-execute(SPIPlanPtr plan, Datum *values, int expected, bool pinned)
+execute(SPIPlanPtr plan, Datum *values, int expected, bool pin_path)
 {
 	MemoryContext context = CurrentMemoryContext;
-	int			nestlevel = pinned ? bbf_session_pin() : 0;
+	int			nestlevel = bbf_session_pin_plan(pin_path);
+	bool		writes = expected == SPI_OK_UPDATE;
 	int			rc = SPI_execute_snapshot(plan, values, NULL, GetLatestSnapshot(),
-										  InvalidSnapshot, false, true, 0);
+										  writes && IsolationUsesXactSnapshot() ?
+										  GetTransactionSnapshot() : InvalidSnapshot,
+										  false, true, 0);
 
-	if (pinned)
-		bbf_session_unpin(nestlevel);
+	bbf_session_unpin(nestlevel);
 	MemoryContextSwitchTo(context);
 	if (rc != expected)
 		elog(ERROR, "SPI_execute_snapshot returned %s", SPI_result_code_string(rc));
@@ -160,9 +173,30 @@ settle_source_keys(const BbfServed *served, Datum *keys, int n)
 	execute(served->source_settle, values, SPI_OK_UPDATE, true);
 }
 
+/*
+ * Settle some keys.  A trigger of the user's that our own write fires may delete
+ * target rows, after we have looked: then look again, the long way.  (A trigger
+ * that does so every time is left to the sweep.)
+ */
+static void
+settle_some(const char *job, const BbfServed *served, Datum *keys, int n, bool of_source, bool inserted)
+{
+	for (int i = 0; i < MAX_LOOKS; i++)
+	{
+		uint64		removals = bbf_keyset_removals(job);
+
+		if (of_source)
+			settle_source_keys(served, keys, n);
+		else
+			settle_target_keys(served, keys, n, inserted && removals == 0);
+		if (bbf_keyset_removals(job) == removals)
+			break;
+	}
+}
+
 /* Settle a set of keys, in key order. */
 static void
-settle(BbfServed *served, BbfKeySet *set, bool of_source, bool inserted)
+settle(const char *job, BbfServed *served, BbfKeySet *set, bool of_source, bool inserted)
 {
 	BbfKeyColumn *column = of_source ? &served->source_key : &served->target_key;
 	Oid			save_userid;
@@ -174,14 +208,7 @@ settle(BbfServed *served, BbfKeySet *set, bool of_source, bool inserted)
 	bbf_served_become(served->owner, &save_userid, &save_context);
 	SPI_connect();
 	for (int i = 0; i < set->n; i += KEYS_AT_ONCE)
-	{
-		int			n = Min(KEYS_AT_ONCE, set->n - i);
-
-		if (of_source)
-			settle_source_keys(served, set->keys + i, n);
-		else
-			settle_target_keys(served, set->keys + i, n, inserted);
-	}
+		settle_some(job, served, set->keys + i, Min(KEYS_AT_ONCE, set->n - i), of_source, inserted);
 	SPI_finish();
 	SetUserIdAndSecContext(save_userid, save_context);
 }
@@ -199,12 +226,12 @@ work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, bool of_
 	BbfKeySet	set = {0};
 
 	if (!of_source && !inserted)
-		bbf_keyset_collecting(name, false, true)->removed = true;
+		bbf_keyset_collecting(name, false, true)->removals++;
 
 	if (row_keys)
 	{
 		set = bbf_keyset_take(row_keys);
-		settle(served, &set, of_source, false);
+		settle(name, served, &set, of_source, false);
 		bbf_keyset_done();
 		return;
 	}
@@ -219,7 +246,7 @@ work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, bool of_
 		bbf_keyset_read_table(trigdata->tg_newtable, trigdata->tg_relation, column, &set);
 	else if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) && trigdata->tg_oldtable)
 		bbf_keyset_read_table(trigdata->tg_oldtable, trigdata->tg_relation, column, &set);
-	settle(served, &set, of_source, inserted && !bbf_keyset_has_removed(name));
+	settle(name, served, &set, of_source, inserted);
 }
 
 /* The common part of both trigger functions. */

@@ -58,6 +58,10 @@ has_reached(const char *name, BbfPhase wanted)
 	SPI_freetuptable(SPI_tuptable);
 	if (!bbf_job_phase_from_name(phase_name, &phase))
 		elog(ERROR, "job \"%s\" has no valid phase", name);
+	if (phase == BBF_PHASE_UNINSTALL && wanted != BBF_PHASE_UNINSTALL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("job \"%s\" is being removed", name)));
 	if (strcmp(state, "failed") == 0 || strcmp(state, "held") == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

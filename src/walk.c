@@ -340,13 +340,18 @@ write_at_once(Walk *walk, const RowSet *candidates, RowSet *written)
 	return done;
 }
 
-/* Look at what was written at once, now that it is locked. */
+/*
+ * Look at what was written at once, now that it is locked.  The writing may have
+ * fired the owner's triggers, which may have changed his session: make it ours
+ * again.
+ */
 static int64
 put_right(Walk *walk, const RowSet *written)
 {
 	Oid			types[] = {TIDARRAYOID};
 	Datum		values[] = {tid_array(written)};
 
+	bbf_session_harden();
 	return (int64) statement(walk->job, walk->mode->put_right(walk->job, walk->pair),
 							 1, types, values, NULL, SPI_OK_UPDATE);
 }

@@ -45,6 +45,10 @@
 static MemoryContext step_context;
 static List *checked_jobs = NIL;	/* names, in TopMemoryContext */
 
+/* a job whose error could not be recorded is left alone for a while */
+static char unrecorded_job[NAMEDATALEN];
+static TimestampTz unrecorded_until = 0;
+
 /* Report what we are at, here and in pg_stat_activity. */
 static void
 report(const BbfJob *job)
@@ -269,7 +273,10 @@ static TimestampTz
 guarded_step(const char *name)
 {
 	volatile TimestampTz due;
+	bool		recorded;
 
+	if (strcmp(unrecorded_job, name) == 0 && unrecorded_until > GetCurrentTimestamp())
+		return unrecorded_until;
 	MemoryContextReset(step_context);
 	MemoryContextSwitchTo(step_context);
 	PG_TRY();
@@ -284,7 +291,12 @@ guarded_step(const char *name)
 		edata = CopyErrorData();
 		FlushErrorState();
 		set_checked(name, false);
-		due = bbf_outcome_of_error(name, edata);
+		due = bbf_outcome_of_error(name, edata, &recorded);
+		if (!recorded)
+		{
+			strlcpy(unrecorded_job, name, NAMEDATALEN);
+			unrecorded_until = due;
+		}
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(step_context);

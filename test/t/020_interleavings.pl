@@ -18,9 +18,7 @@ $node->init;
 $node->append_conf('postgresql.conf', <<'CONF');
 shared_preload_libraries = 'bgw_backfill'
 bgw_backfill.retry_delay = 10ms
-autovacuum_naptime = 1s
 log_min_messages = warning
-log_statement = none
 CONF
 $node->start;
 

@@ -22,7 +22,7 @@ BEGIN
 END $$;
 
 -- Stops session A at lock 1 and B at lock 2 when a statement has written its rows and nothing has followed them yet.
-CREATE FUNCTION il.pause() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION il.pause() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 BEGIN
 	IF current_setting('il.pause', true) <> '' AND pg_trigger_depth() = 1 THEN
 		PERFORM pg_advisory_lock_shared(78, current_setting('il.pause')::integer),
@@ -32,7 +32,7 @@ BEGIN
 END $$;
 
 -- Stops our worker in its write, where no condition of the target does.
-CREATE FUNCTION il.stop_write() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION il.stop_write() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 BEGIN
 	IF session_user = 'pair_owner' THEN
 		PERFORM il.stop();
@@ -373,7 +373,8 @@ BEGIN
 	COMMIT;
 END $$;
 
--- All orders of two actions, at read committed also with a rollback of one; serializable, those with both snapshots first.
+-- All orders of two actions, at read committed also with a rollback of one. Above that, both snapshots come first: one
+-- that is taken later, but before the other's commit, shows the same; one after it is the serial order.
 CREATE PROCEDURE il.run_actions(v il.variant, kinds text, isolation text, a_action il.action, b_action il.action, INOUT swept boolean) LANGUAGE plpgsql AS $$
 DECLARE
 	deadlock_allowed boolean := 'two statements' IN (a_action.kind, b_action.kind) OR
@@ -387,7 +388,7 @@ BEGIN
 		a := il.ready('A', a_action, isolation, ending = 'CC', left(ending, 1));
 		b := il.ready('B', b_action, isolation, ending = 'CC', right(ending, 1));
 		FOR ord IN SELECT o FROM il.orders(cardinality(a.steps), cardinality(b.steps)) o
-			WHERE isolation <> 'serializable' OR o ~ '^(AB|BA)'
+			WHERE isolation = 'read committed' OR o ~ '^AB'
 		LOOP
 			CALL il.play(v, kinds, isolation, a, b, ord, deadlock_allowed, swept);
 			a.done := 0;
@@ -495,12 +496,14 @@ DECLARE
 	ord text;
 	b il.session;
 BEGIN
-	FOR v IN SELECT * FROM il.variant WHERE name = ANY (CASE isolation WHEN 'read committed' THEN '{fk,nofk,plain}' ELSE '{nofk}' END::text[]) LOOP
+	FOR v IN SELECT * FROM il.variant WHERE name IN ('fk', 'nofk', 'plain') LOOP
+		-- each action once, but for what goes another way without a foreign key or a condition
+		CONTINUE WHEN v.name = 'nofk' AND kind !~ 'source' OR v.name = 'plain' AND (kind ~ 'source' OR isolation <> 'read committed');
 		CALL il.connect(v);
 		FOR action IN SELECT * FROM il.action a WHERE a.kind = run_worker.kind AND v.name = ANY (string_to_array(variants, ' ')) LOOP
 			FOREACH ending IN ARRAY CASE isolation WHEN 'read committed' THEN '{C,R}' ELSE '{C}' END::text[] LOOP
 				b := il.ready('B', action, isolation, ending = 'C', ending);
-				FOR ord IN SELECT * FROM il.orders(3, cardinality(b.steps)) LOOP
+				FOR ord IN SELECT o FROM il.orders(3, cardinality(b.steps)) o WHERE isolation = 'read committed' OR o ~ '^B' LOOP
 					CALL il.play_worker(v, 'worker, ' || kind, isolation, b, ord);
 					b.done := 0;
 					b.error := NULL;
