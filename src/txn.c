@@ -154,7 +154,7 @@ bbf_txn_abort(void)
 	QueryCancelPending = false;
 	HOLD_INTERRUPTS();
 	LockErrorCleanup();
-	AbortCurrentTransaction();
+	AbortOutOfAnyTransaction();	/* subtransactions as well */
 	RESUME_INTERRUPTS();
 	pgstat_report_stat(false);
 }
