@@ -133,11 +133,10 @@ finish(const char *job_name)
 	job = bbf_job_load(job_name);
 	if (job && job->phase == BBF_PHASE_INDEX && bbf_index_is_there(job))
 	{
-		bbf_txn_sql(psprintf("COMMENT ON INDEX %s IS %s",
+		bbf_txn_ddl(psprintf("COMMENT ON INDEX %s IS %s",
 							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(bbf_job_source(job))),
 														bbf_job_object(job, "pending_idx")),
-							 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))),
-					0, NULL, NULL, NULL, SPI_OK_UTILITY);
+							 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))));
 		bbf_job_enter_phase(job, BBF_PHASE_VERIFY);
 	}
 	bbf_txn_commit();

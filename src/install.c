@@ -27,12 +27,6 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
-static void
-run(const char *sql)
-{
-	bbf_txn_sql(sql, 0, NULL, NULL, NULL, SPI_OK_UTILITY);
-}
-
 static char *
 view_name(const BbfJob *job, const BbfPair *pair)
 {
@@ -108,7 +102,7 @@ drop_triggers(const BbfJob *job, Oid relid, const char *table_sql, List *keep)
 	}
 	table_close(rel, NoLock);
 	foreach(lc, drop)
-		run(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(lc)), table_sql));
+		bbf_txn_ddl(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(lc)), table_sql));
 }
 
 /* Make a trigger that is missing or not as it should be. */
@@ -119,10 +113,10 @@ make_trigger(const BbfTriggerDef *def, const BbfJob *job, const BbfPair *pair)
 
 	if (trigger_is_there(def, job->name))
 		return;
-	run(psprintf("DROP TRIGGER IF EXISTS %s ON %s", quote_identifier(def->name), table));
-	run(def->sql);
+	bbf_txn_ddl(psprintf("DROP TRIGGER IF EXISTS %s ON %s", quote_identifier(def->name), table));
+	bbf_txn_ddl(def->sql);
 	if (def->enabled != TRIGGER_FIRES_ON_ORIGIN)
-		run(psprintf("ALTER TABLE %s ENABLE %s TRIGGER %s", table,
+		bbf_txn_ddl(psprintf("ALTER TABLE %s ENABLE %s TRIGGER %s", table,
 					 def->enabled == TRIGGER_FIRES_ON_REPLICA ? "REPLICA" : "ALWAYS",
 					 quote_identifier(def->name)));
 }
@@ -170,7 +164,7 @@ static void
 lock_table(const char *table_sql, LOCKMODE mode, int timeout_ms)
 {
 	bbf_txn_lock_timeout(timeout_ms);
-	run(psprintf("LOCK TABLE ONLY %s IN %s MODE", table_sql,
+	bbf_txn_ddl(psprintf("LOCK TABLE ONLY %s IN %s MODE", table_sql,
 				 mode == AccessExclusiveLock ? "ACCESS EXCLUSIVE" : "SHARE ROW EXCLUSIVE"));
 }
 
@@ -207,8 +201,8 @@ bbf_install_run(BbfJob *job)
 	drop_triggers(job, pair->source, pair->source_sql, triggers);
 	foreach(lc, triggers)
 		make_trigger(lfirst(lc), job, pair);
-	run(bbf_install_view_sql(job, pair));
-	run(psprintf("COMMENT ON VIEW %s IS %s", view_name(job, pair),
+	bbf_txn_ddl(bbf_install_view_sql(job, pair));
+	bbf_txn_ddl(psprintf("COMMENT ON VIEW %s IS %s", view_name(job, pair),
 				 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))));
 
 	bbf_job_rename(job, pair->source, pair->target);
@@ -274,7 +268,7 @@ bbf_install_undo(BbfJob *job)
 				   Max(Min(timeout, DeadlockTimeout) / 2, 1));
 		drop_triggers(job, pair->source, pair->source_sql, NIL);
 		if (job->drop_objects && OidIsValid(find_view(job, pair)))
-			run(psprintf("DROP VIEW %s", view_name(job, pair)));
+			bbf_txn_ddl(psprintf("DROP VIEW %s", view_name(job, pair)));
 		mode->uninstall(job, pair);
 	}
 	bbf_job_delete(job->name);

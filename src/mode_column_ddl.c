@@ -37,13 +37,6 @@ bbf_column_flag(const BbfJob *job)
 	return quote_identifier(job->flag_column);
 }
 
-/* Run one utility or DDL statement. */
-static void
-run(const char *sql)
-{
-	bbf_txn_sql(sql, 0, NULL, NULL, NULL, SPI_OK_UTILITY);
-}
-
 /*
  * A source that cannot be updated would make the application's inserts into
  * the target fail, through our trigger.
@@ -282,13 +275,13 @@ bbf_column_install(BbfJob *job, const BbfPair *pair)
 
 	if (!exists)
 	{
-		run(psprintf("ALTER TABLE ONLY %s ADD COLUMN %s pg_catalog.bool NOT NULL DEFAULT true",
+		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s ADD COLUMN %s pg_catalog.bool NOT NULL DEFAULT true",
 					 pair->source_sql, bbf_column_flag(job)));
-		run(psprintf("COMMENT ON COLUMN %s.%s IS %s", pair->source_sql, bbf_column_flag(job),
+		bbf_txn_ddl(psprintf("COMMENT ON COLUMN %s.%s IS %s", pair->source_sql, bbf_column_flag(job),
 					 quote_literal_cstr(flag_comment(job))));
 	}
 	if (!exists || !bbf_shape_default_is_false(pair->source, att.attnum))
-		run(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET DEFAULT false",
+		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET DEFAULT false",
 					 pair->source_sql, bbf_column_flag(job)));
 	/* a table that was made anew may have brought a column of its own */
 	if (!exists || (job->flag_added && !has_our_comment(job, pair->source, att.attnum)))
@@ -307,7 +300,7 @@ static void
 drop_constraint(const BbfJob *job, const BbfPair *pair)
 {
 	if (!job->flag_added && bbf_shape_has_constraint(pair->source, constraint_name(job)))
-		run(psprintf("ALTER TABLE ONLY %s DROP CONSTRAINT %s", pair->source_sql,
+		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s DROP CONSTRAINT %s", pair->source_sql,
 					 quote_identifier(constraint_name(job))));
 }
 
@@ -320,9 +313,9 @@ bbf_column_uninstall(const BbfJob *job, const BbfPair *pair)
 	if (!job->drop_objects)
 		return;
 	if (job->flag_added && bbf_column_flag_attribute(job, pair->source, &att))
-		run(psprintf("ALTER TABLE ONLY %s DROP COLUMN %s", pair->source_sql, bbf_column_flag(job)));
+		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s DROP COLUMN %s", pair->source_sql, bbf_column_flag(job)));
 	else
-		run(psprintf("DROP INDEX IF EXISTS %s",
+		bbf_txn_ddl(psprintf("DROP INDEX IF EXISTS %s",
 					 quote_qualified_identifier(pair->schema, bbf_job_object(job, "pending_idx"))));
 }
 
@@ -350,7 +343,7 @@ validate(const BbfJob *job, const BbfPair *pair)
 	{
 		if (begin_ddl(job))
 		{
-			run(psprintf("ALTER TABLE ONLY %s VALIDATE CONSTRAINT %s", pair->source_sql,
+			bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s VALIDATE CONSTRAINT %s", pair->source_sql,
 						 quote_identifier(constraint_name(job))));
 			bbf_txn_commit();
 		}
@@ -398,7 +391,7 @@ bbf_column_finish_fill(BbfJob *job)
 		return true;
 	}
 	if (!bbf_shape_has_constraint(pair->source, constraint_name(job)))
-		run(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s CHECK (%s IS NOT NULL) NOT VALID",
+		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s CHECK (%s IS NOT NULL) NOT VALID",
 					 pair->source_sql, quote_identifier(constraint_name(job)), bbf_column_flag(job)));
 	bbf_txn_commit();
 
@@ -406,7 +399,7 @@ bbf_column_finish_fill(BbfJob *job)
 	if (!begin_ddl(job))
 		return true;
 	if (valid)
-		run(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET NOT NULL",
+		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET NOT NULL",
 					 pair->source_sql, bbf_column_flag(job)));
 	drop_constraint(job, pair);
 	bbf_txn_commit();

@@ -23,8 +23,7 @@ static const char *const activity_names[] = {
 	[BBF_ACT_STARTING] = "idle",
 	[BBF_ACT_RUNNING] = "running",
 	[BBF_ACT_SLEEPING] = "sleeping",
-	[BBF_ACT_THROTTLED] = "throttled",
-	[BBF_ACT_RETRYING] = "retrying"
+	[BBF_ACT_THROTTLED] = "throttled"
 };
 
 static double

@@ -27,8 +27,7 @@ typedef enum BbfActivity
 	BBF_ACT_STARTING,
 	BBF_ACT_RUNNING,
 	BBF_ACT_SLEEPING,
-	BBF_ACT_THROTTLED,
-	BBF_ACT_RETRYING
+	BBF_ACT_THROTTLED
 } BbfActivity;
 
 /* a database that has been seen to have the extension, or was woken */

@@ -293,6 +293,13 @@ bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
 	return SPI_processed;
 }
 
+/* Run a utility statement that may stand in a transaction, as the current user. */
+void
+bbf_txn_ddl(const char *sql)
+{
+	(void) bbf_txn_sql(sql, 0, NULL, NULL, NULL, SPI_OK_UTILITY);
+}
+
 /*
  * The same with a snapshot of now, in a transaction that keeps an old one: a
  * job's row is read as it is, not as it was (R8).
