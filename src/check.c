@@ -230,6 +230,29 @@ open_table(Oid relid, const char *what)
 	return rel;
 }
 
+/* The index of pending rows can hold no virtual column. */
+static void
+check_indexed(const BbfJob *job, Relation source, const BbfPair *pair)
+{
+	Bitmapset  *columns = bbf_expr_columns(job->pending_where, pair->source);
+	int			column = -1;
+
+	if (pair->group_by)
+		columns = bms_add_member(columns, pair->group_att);
+	while ((column = bms_next_member(columns, column)) >= 0)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(source), column - 1);
+
+		if (bbf_is_virtual(attribute))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("column \"%s\" of table \"%s\" is a virtual generated column",
+							NameStr(attribute->attname), RelationGetRelationName(source)),
+					 errdetail("Columns of pending_where and group_by become part of an index, which can hold no virtual column."),
+					 errhint("Use a stored generated column or, in pending_where, its expression.")));
+	}
+}
+
 /*
  * Check a job that a user wants, and complete it: source_oid, target_oid and
  * what the user gave are filled in, conditions as he wrote them.
@@ -270,6 +293,7 @@ bbf_check_job(BbfJob *job)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("column \"%s\" cannot be key and group at once", job->group_by)));
 	pair = bbf_pair_load(job);
+	check_indexed(job, source, pair);
 	mode->check(job, source, target);
 	check_trigger_names(mode->triggers(job, pair));
 	check_flag_is_free(job);

@@ -12,6 +12,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
+#include "compat.h"
 #include "databases.h"
 #include "shmem.h"
 #include "utils/hsearch.h"
@@ -51,7 +52,8 @@ bbf_databases_look(void)
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-		bool		connectable = form->datallowconn && !form->datistemplate;
+		bool		open = form->datallowconn && form->datconnlimit != DATCONNLIMIT_INVALID_DB;
+		bool		connectable = open && !form->datistemplate;
 		bool		found;
 
 		db = hash_search(known, &form->oid, HASH_ENTER, &found);
@@ -60,7 +62,7 @@ bbf_databases_look(void)
 			db->connectable = false;
 		if (connectable && !db->connectable)
 			db->connectable = bbf_shmem_wake(form->oid);	/* else next time */
-		else if (!form->datallowconn)
+		else if (!open)
 		{
 			db->connectable = false;
 			bbf_shmem_remove_database(form->oid);

@@ -256,7 +256,7 @@ bbf_expr_deparse(const char *canonical, Oid relid, const char *alias)
 	return result;
 }
 
-/* The columns that a canonical condition uses, by attribute number. */
+/* The columns that a canonical condition uses, by attribute number; none if it is NULL. */
 Bitmapset *
 bbf_expr_columns(const char *canonical, Oid relid)
 {

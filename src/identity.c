@@ -12,6 +12,7 @@
 #include "compat.h"
 #include "identity.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
 /*
@@ -34,7 +35,7 @@ bbf_identity_problem(Oid owner, char **hint)
 	can_login = role->rolcanlogin;
 	ReleaseSysCache(tuple);
 
-	if (!can_login)
+	if (BBF_OWNER_NEEDS_LOGIN && !can_login)
 	{
 		*hint = psprintf("Use ALTER ROLE %s LOGIN (it needs no password), or give the tables to a role that can log in.",
 						 quote_identifier(name));

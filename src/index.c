@@ -142,6 +142,26 @@ finish(const char *job_name)
 	bbf_txn_commit();
 }
 
+/* All of a build, while it is our turn. */
+static void
+build(const char *job_name)
+{
+	char	   *drop;
+	char	   *create;
+	char	   *source_sql;
+
+	bbf_shmem_set_cancellable(true);
+	if (!plan_build(job_name, &drop, &create, &source_sql))
+		return;
+	if (drop)
+		run_concurrently(drop);
+	if (create)
+		run_concurrently(create);
+	vacuum_source(source_sql);
+	bbf_shmem_set_cancellable(false);
+	finish(job_name);
+}
+
 /*
  * Build the index of a job and vacuum its source, in transactions of its own;
  * called outside any.  Returns false if another build is under way: try again
@@ -150,25 +170,11 @@ finish(const char *job_name)
 bool
 bbf_index_build(const char *job_name)
 {
-	char	   *drop;
-	char	   *create;
-	char	   *source_sql;
-
 	if (!bbf_shmem_claim_index_build())
 		return false;
 	PG_TRY();
 	{
-		bbf_shmem_set_cancellable(true);
-		if (plan_build(job_name, &drop, &create, &source_sql))
-		{
-			if (drop)
-				run_concurrently(drop);
-			if (create)
-				run_concurrently(create);
-			vacuum_source(source_sql);
-			bbf_shmem_set_cancellable(false);
-			finish(job_name);
-		}
+		build(job_name);
 	}
 	PG_FINALLY();
 	{

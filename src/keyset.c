@@ -14,6 +14,7 @@
 #include "miscadmin.h"
 #include "utils/datum.h"
 #include "utils/memutils.h"
+#include "utils/tuplestore.h"
 
 /*
  * Keys collected by row triggers of statements under way in this transaction;

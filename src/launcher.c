@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
 #include "databases.h"
 #include "guc.h"
 #include "launcher.h"
@@ -208,7 +209,7 @@ launch(BbfSlotKind kind, Oid datid, Oid owner)
 	if (slotno < 0)
 		return false;
 
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION | BBF_WORKER_FLAG;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
@@ -369,6 +370,7 @@ void
 bbf_launcher_main(Datum main_arg)
 {
 	TimestampTz looked_at = 0;
+	uint32		wait_event = 0;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -405,7 +407,7 @@ bbf_launcher_main(Datum main_arg)
 			sleep_ms = start_due() ? time_to_sleep(LOOK_AT_DATABASES_MS) : NO_SLOTS_RETRY_MS;
 		}
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 sleep_ms, PG_WAIT_EXTENSION);
+						 sleep_ms, bbf_wait_event(wait_event, "BgwBackfillLauncherMain"));
 		ResetLatch(MyLatch);
 	}
 }

@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "launcher.h"
@@ -13,7 +14,7 @@
 #include "utility.h"
 #include "wake.h"
 
-PG_MODULE_MAGIC;
+BBF_MODULE_MAGIC;
 
 extern PGDLLEXPORT void _PG_init(void);
 

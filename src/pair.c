@@ -21,7 +21,6 @@
 #include "expr.h"
 #include "miscadmin.h"
 #include "pair.h"
-#include "postmaster/bgworker.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -336,8 +335,8 @@ bbf_pair_load(const BbfJob *job)
 	pair->pending_where = bbf_expr_deparse(job->pending_where, pair->source, "s");
 	pair->match_where = bbf_expr_deparse(job->match_where, pair->target, "m");
 
-	table_close(target, IsBackgroundWorker ? NoLock : AccessShareLock);
-	table_close(source, IsBackgroundWorker ? NoLock : AccessShareLock);
+	table_close(target, MyBackendType == B_BG_WORKER ? NoLock : AccessShareLock);
+	table_close(source, MyBackendType == B_BG_WORKER ? NoLock : AccessShareLock);
 	return pair;
 }
 

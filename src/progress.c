@@ -6,15 +6,16 @@
 
 #include "catalog/pg_authid.h"
 #include "commands/progress.h"
+#include "compat.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "guc.h"
 #include "miscadmin.h"
 #include "shmem.h"
 #include "utils/acl.h"
-#include "utils/backend_status.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 PG_FUNCTION_INFO_V1(bgw_backfill_worker_status);
 PG_FUNCTION_INFO_V1(bgw_backfill_launcher_waiting_for);
@@ -43,7 +44,7 @@ index_percent(pid_t pid, bool *waits)
 
 	for (int i = 1; i <= n; i++)
 	{
-		LocalPgBackendStatus *local = pgstat_fetch_stat_local_beentry(i);
+		LocalPgBackendStatus *local = bbf_local_beentry(i);
 		PgBackendStatus *status = local ? &local->backendStatus : NULL;
 		int64	   *param;
 

@@ -127,10 +127,10 @@ bbf_served_become(Oid owner, Oid *save_userid, int *save_context)
 static const char *
 rights_lost(const BbfServed *served)
 {
-	if (bbf_relation_aclcheck(served->source, served->owner, ACL_SELECT) != ACLCHECK_OK ||
-		bbf_relation_aclcheck(served->source, served->owner, ACL_UPDATE) != ACLCHECK_OK)
+	if (pg_class_aclcheck(served->source, served->owner, ACL_SELECT) != ACLCHECK_OK ||
+		pg_class_aclcheck(served->source, served->owner, ACL_UPDATE) != ACLCHECK_OK)
 		return "The source's owner has no right to read and update it.";
-	if (bbf_relation_aclcheck(served->target, served->owner, ACL_SELECT) != ACLCHECK_OK)
+	if (pg_class_aclcheck(served->target, served->owner, ACL_SELECT) != ACLCHECK_OK)
 		return "The source's owner has no right to read the target.";
 	if (bbf_schema_aclcheck(served->source_schema, served->owner, ACL_USAGE) != ACLCHECK_OK ||
 		bbf_schema_aclcheck(served->target_schema, served->owner, ACL_USAGE) != ACLCHECK_OK)

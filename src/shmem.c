@@ -184,7 +184,7 @@ bbf_shmem_cancel(Oid datid, const char *job)
  * there until bbf_shmem_undrain() or the end of this backend.
  */
 void
-bbf_shmem_drain(Oid datid)
+bbf_shmem_drain(Oid datid, bool terminate)
 {
 	BbfDatabase *db;
 
@@ -200,7 +200,7 @@ bbf_shmem_drain(Oid datid)
 	{
 		BbfSlot    *slot = &bbf_shared->slots[i];
 
-		if (slot->kind != BBF_SLOT_FREE && slot->datid == datid && slot->pid != 0)
+		if (terminate && slot->kind != BBF_SLOT_FREE && slot->datid == datid && slot->pid != 0)
 			kill(slot->pid, SIGTERM);
 	}
 	LWLockRelease(bbf_shared->lock);

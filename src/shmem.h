@@ -90,7 +90,7 @@ extern void bbf_shmem_init(void);
 extern bool bbf_shmem_wake(Oid datid);
 extern void bbf_shmem_recheck(Oid datid);
 extern void bbf_shmem_cancel(Oid datid, const char *job);
-extern void bbf_shmem_drain(Oid datid);
+extern void bbf_shmem_drain(Oid datid, bool terminate);
 extern void bbf_shmem_undrain(Oid datid);
 
 /* a launched process, for its own slot */

@@ -5,7 +5,9 @@
  *
  * DROP DATABASE (and what else wants no other session in a database) waits
  * five seconds for background workers and then fails.  So before it runs, ours
- * are asked to leave, and the launcher starts none there until it is over.
+ * are asked to leave, and the launcher starts none there until it is over.  A
+ * server that terminates interruptible workers itself does the asking, once it
+ * has found nothing else against the command; only it cannot tell the launcher.
  * DROP EXTENSION would wait for the batch or the index build that holds a lock
  * on the extension: the same.
  *
@@ -99,24 +101,36 @@ database_to_drain(Node *stmt)
 	return datid;
 }
 
+/* What would have run without us. */
+static void
+run_next(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+		 ProcessUtilityContext context, ParamListInfo params,
+		 QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (prev_ProcessUtility)
+		prev_ProcessUtility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+}
+
 static void
 process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				ProcessUtilityContext context, ParamListInfo params,
 				QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
 {
-	ProcessUtility_hook_type next = prev_ProcessUtility ? prev_ProcessUtility : standard_ProcessUtility;
 	volatile Oid datid = database_to_drain(pstmt->utilityStmt);
 
 	if (!OidIsValid(datid))
 	{
-		next(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+		run_next(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
 		return;
 	}
 
-	bbf_shmem_drain(datid);
+	/* DROP EXTENSION always needs us to ask */
+	bbf_shmem_drain(datid, !BBF_SERVER_TERMINATES || IsA(pstmt->utilityStmt, DropStmt));
 	PG_TRY();
 	{
-		next(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+		run_next(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
 	}
 	PG_CATCH();
 	{

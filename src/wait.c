@@ -10,11 +10,11 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "compat.h"
 #include "fmgr.h"
 #include "job.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
-#include "pgstat.h"
 #include "storage/latch.h"
 #include "txn.h"
 #include "utils/builtins.h"
@@ -75,9 +75,11 @@ has_reached(const char *name, BbfPhase wanted)
 static void
 sleep_without_snapshot(long ms)
 {
+	static uint32 wait_event = 0;
+
 	SPI_commit();
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 ms, PG_WAIT_EXTENSION);
+					 ms, bbf_wait_event(wait_event, "BgwBackfillWaitForPhase"));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 }

@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "compat.h"
 #include "fill.h"
 #include "index.h"
 #include "install.h"
@@ -392,6 +393,7 @@ work(void)
 													   ALLOCSET_SMALL_SIZES);
 	TimestampTz began = GetCurrentTimestamp();
 	List	   *names = NIL;
+	uint32		wait_event = 0;
 
 	for (;;)
 	{
@@ -418,7 +420,7 @@ work(void)
 			pgstat_report_activity(STATE_IDLE, NULL);
 			bbf_shmem_report(next_job, BBF_ACT_SLEEPING, NULL);
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 delay, PG_WAIT_EXTENSION);
+							 delay, bbf_wait_event(wait_event, "BgwBackfillWorkerSleep"));
 		}
 	}
 }
@@ -431,7 +433,7 @@ bbf_worker_main(Datum main_arg)
 
 	if (bbf_launcher_attach(main_arg, &launch) == NULL)
 		return;
-	BackgroundWorkerInitializeConnectionByOid(launch.datid, launch.owner, 0);
+	BackgroundWorkerInitializeConnectionByOid(launch.datid, launch.owner, BBF_CONNECT_FLAGS);
 	bbf_session_set_owner(launch.owner);
 	step_context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill step",
 										 ALLOCSET_DEFAULT_SIZES);
