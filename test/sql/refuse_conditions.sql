@@ -17,8 +17,10 @@ CREATE FUNCTION immutable_one(text) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'S
 CREATE FUNCTION many(text) RETURNS SETOF boolean LANGUAGE sql IMMUTABLE AS 'SELECT $1 IS NOT NULL';
 SELECT test.objects('app') AS before \gset
 
+-- The server's hints on what does not exist change with its version: not shown.
 CREATE FUNCTION test_pending(condition text) RETURNS text LANGUAGE sql AS
-	$$SELECT test.refused(format('SELECT bgw_backfill.track(%L, %L, pending_where => %L)', 'app.events', 'app.vectors', condition))$$;
+	$$SELECT regexp_replace(test.refused(format('SELECT bgw_backfill.track(%L, %L, pending_where => %L)',
+		'app.events', 'app.vectors', condition)), '^(42883: [^\n]*)\n.*', '\1')$$;
 CREATE FUNCTION test_match(condition text) RETURNS text LANGUAGE sql AS
 	$$SELECT test.refused(format('SELECT bgw_backfill.track(%L, %L, match_where => %L)', 'app.events', 'app.vectors', condition))$$;
 
@@ -148,7 +150,7 @@ SELECT test.refused($$SELECT bgw_backfill.track('events', 'vectors', flag_column
 \set SHOW_CONTEXT errors
 SELECT bgw_backfill.track('events', 'vectors', pending_where => 'body IS NOT NULL AND nothing');
 SELECT bgw_backfill.track('events', 'vectors', pending_where => 'body IS NOT NULL) OR (true');
-SELECT bgw_backfill.track('events', 'vectors', match_where => 'model + 1 > 0');
+SELECT bgw_backfill.track('events', 'vectors', match_where => 'length(modell) > 0');
 \set SHOW_CONTEXT never
 
 -- the same for match_where, over the target

@@ -43,14 +43,6 @@ SET ROLE regress_member;
 SELECT test.track();
 RESET ROLE;
 
--- LOGIN
-ALTER ROLE regress_owner NOLOGIN;
-SELECT test.track();
-SET ROLE regress_owner;
-SELECT test.track('dry_run => true');
-RESET ROLE;
-ALTER ROLE regress_owner LOGIN;
-
 -- CONNECT
 REVOKE CONNECT ON DATABASE :"db" FROM PUBLIC;
 SELECT replace(test.track(), :'db', 'DB');

@@ -5,7 +5,8 @@
 
 SELECT name, current_setting(name), min_val, max_val, unit FROM pg_settings WHERE name LIKE 'bgw\_backfill.%' ORDER BY name COLLATE "C";
 
--- refused, and the old value stays
+-- refused, and the old value stays; the server's own words change with its version
+\set VERBOSITY sqlstate
 ALTER SYSTEM SET bgw_backfill.batch_size = 0;
 ALTER SYSTEM SET bgw_backfill.batch_size = 1000001;
 ALTER SYSTEM SET bgw_backfill.batch_size = 'many';
@@ -17,9 +18,9 @@ ALTER SYSTEM SET bgw_backfill.verify_interval = '-2';
 ALTER SYSTEM SET bgw_backfill.scan_interval = 0;
 ALTER SYSTEM SET bgw_backfill.max_workers = 0;
 ALTER SYSTEM SET bgw_backfill.enabled = 'perhaps';
-ALTER SYSTEM SET bgw_backfill.nothing = 1;
 SET bgw_backfill.batch_size = 1;
 SET bgw_backfill.nothing = 1;
+\set VERBOSITY default
 SELECT pg_reload_conf();
 \c -
 SHOW bgw_backfill.batch_size;

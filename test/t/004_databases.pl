@@ -32,6 +32,14 @@ add_database('plain', 0);
 is(error_of($node, 'DROP DATABASE plain'), '', 'DROP DATABASE of one without the extension');
 goes_on('plain');
 
+# What an interrupted DROP DATABASE leaves cannot be connected to: no process tries.
+add_database('broken', 1);
+sql($node, "UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'broken'");
+$node->restart;
+goes_on('broken');
+is(log_count($node, qr/cannot connect to invalid database/), 0, 'no process tries to connect to an invalid database');
+is(error_of($node, 'DROP DATABASE broken'), '', 'DROP DATABASE of that one');
+
 add_database('busy', 1);
 create_pair($node, db => 'busy');
 track($node, db => 'busy');

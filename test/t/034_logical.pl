@@ -57,6 +57,6 @@ is(sql($subscriber, 'SELECT count(*) FROM events_emb'), '0', 'there is no embedd
 # Writes on the subscriber itself.
 app($subscriber, 'INSERT INTO events_emb SELECT id FROM events WHERE id % 2 = 0; DELETE FROM events_emb WHERE event_id % 4 = 0');
 job_exact($subscriber, 'writes of its own');
-is(sql($subscriber, 'SELECT sum(apply_error_count + sync_error_count) FROM pg_stat_subscription_stats'), '0', 'the subscription met no error');
+is(sql($subscriber, "SELECT sum(value::int) FROM pg_stat_subscription_stats s, jsonb_each_text(to_jsonb(s)) WHERE key LIKE '%error_count'"), '0', 'the subscription met no error');
 no_crash($subscriber);
 done_testing();

@@ -12,7 +12,7 @@ use Test::More;
 our @EXPORT = qw(new_node settings sql app create_pair track progress wait_for wait_phase
   wait_batches worker_pid workers job_exact history_begin history_is_sound old_snapshot
   end_session log_since log_position log_count error_of prepare_database no_crash
-  waits_for_snapshot no_worker);
+  waits_for_snapshot no_worker server_version);
 
 # A started node with the library, the extension in database postgres, and the role app, who is no
 # superuser. Named arguments: conf (lines), streaming (as init's allows_streaming), preload, start.
@@ -71,6 +71,14 @@ sub sql
 	my ($node, $sql, $db) = @_;
 
 	return $node->safe_psql($db // 'postgres', $sql);
+}
+
+# The server's major version. (To perl's own comparison a release candidate is less than its release.)
+sub server_version
+{
+	my ($node) = @_;
+
+	return int(sql($node, 'SHOW server_version_num') / 10000);
 }
 
 # Run SQL as app, or as another role.
