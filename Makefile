@@ -3,6 +3,7 @@
 # These do all their own set-up, on servers of their own:
 #   make demo [ROWS=1150000] [KEEP=1]      the extension at work on a large table
 #   make test [TESTS="regress tap:001*"]   all tests; TESTS picks some, as kind or kind:name
+#   make test-all                          all tests, on every server version that can be had here
 #   make bench                             the measured numbers
 #   make check-static                      both compilers without a warning, cppcheck, formatting
 
@@ -44,20 +45,21 @@ all install installcheck clean:
 endif
 
 # For the targets below: what is missing is installed, then make is started anew to find it.
-.PHONY: demo test bench check-static installed
-installed:
+.PHONY: demo test test-all bench check-static ready
+ready:
 	test/setup
 	$(MAKE) --no-print-directory all
-	@if [ -w "$$($(PG_CONFIG) --pkglibdir)" ]; then $(MAKE) --no-print-directory install; \
-	else sudo $(MAKE) --no-print-directory PG_CONFIG="$(PG_CONFIG)" install; fi
 
-demo: installed
+demo: ready
 	test/demo
 
-test: installed
+test: ready
 	test/run
 
-bench: installed
+test-all:
+	test/run-all
+
+bench: ready
 	test/bench/run
 
 check-static:

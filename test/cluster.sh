@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # For scripts that need a server of their own; to be sourced.
 #
+#   extension_settings DIR         prints settings with which servers find the extension
 #   cluster_create <<<"settings"   a new cluster in a folder and on a socket of its own, started
 #   cluster_remove                 stops and deletes it; also called on exit, whatever the reason
 #
@@ -26,6 +27,25 @@ server_folder()
 	as_server mktemp -d "${TMPDIR:-/tmp}/bgw_backfill.XXXXXX"
 }
 
+# A server from 18 on can be told where the extension is: in folder $1. Others only know one place for all
+# servers, which takes the right to write there.
+extension_settings()
+{
+	local make=(make -s --no-print-directory -C "$(dirname "${BASH_SOURCE[0]}")/.." PG_CONFIG="$pg_config")
+	local sharedir libdir
+	sharedir=$("$pg_config" --sharedir)
+	libdir=$("$pg_config" --pkglibdir)
+	if [ "$("$pg_config" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')" -ge 18 ]; then
+		"${make[@]}" DESTDIR="$1" install >&2
+		echo "extension_control_path = '$1$sharedir:\$system'"
+		echo "dynamic_library_path = '$1$libdir:\$libdir'"
+	elif [ -w "$libdir" ]; then
+		"${make[@]}" install >&2
+	else
+		sudo "${make[@]}" install >&2
+	fi
+}
+
 cluster_dir=
 cluster_create()
 {
@@ -43,6 +63,7 @@ cluster_create()
 	{
 		echo "listen_addresses = ''"
 		echo "unix_socket_directories = '$cluster_dir'"
+		extension_settings "$cluster_dir/extension"
 		cat
 	} | as_server tee -a "$cluster_dir/data/postgresql.conf" >/dev/null
 	as_server "$bindir/pg_ctl" -D "$cluster_dir/data" -l "$cluster_dir/log" -s -w start ||
