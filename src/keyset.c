@@ -3,8 +3,9 @@
  *		Sets of keys: what a statement touched.
  *
  * An INSERT's or a DELETE's keys are read from its transition table when its
- * statement trigger runs.  An UPDATE's are collected row by row before that, and
- * kept for the statement trigger in memory of the transaction.
+ * statement trigger runs.  An UPDATE's, and those of an INSERT of which only some
+ * rows count, are collected row by row before that, and kept for the statement
+ * trigger in memory of the transaction.
  */
 #include "postgres.h"
 
@@ -80,9 +81,9 @@ bbf_keyset_read_table(Tuplestorestate *rows, Relation rel, const BbfKeyColumn *c
 	ExecDropSingleTupleTableSlot(slot);
 }
 
-/* The set that row triggers of a job collect in; NULL if none and not create. */
+/* The set that row triggers of a job collect in for an event; NULL if none and not create. */
 BbfKeySet *
-bbf_keyset_collecting(const char *job, bool of_source, bool create)
+bbf_keyset_collecting(const char *job, BbfEvent event, bool create)
 {
 	MemoryContext old;
 	BbfKeySet  *set;
@@ -91,7 +92,7 @@ bbf_keyset_collecting(const char *job, bool of_source, bool create)
 	foreach(lc, collected)
 	{
 		set = lfirst(lc);
-		if (set->of_source == of_source && strcmp(set->job, job) == 0)
+		if (set->event == event && strcmp(set->job, job) == 0)
 			return set;
 	}
 	if (!create)
@@ -111,7 +112,7 @@ bbf_keyset_collecting(const char *job, bool of_source, bool create)
 	old = MemoryContextSwitchTo(collect_context);
 	set = palloc0(sizeof(BbfKeySet));
 	strlcpy(set->job, job, NAMEDATALEN);
-	set->of_source = of_source;
+	set->event = event;
 	collected = lappend(collected, set);
 	MemoryContextSwitchTo(old);
 	return set;
@@ -142,17 +143,14 @@ free_collected(void)
 uint64
 bbf_keyset_removals(const char *job)
 {
-	BbfKeySet  *set = bbf_keyset_collecting(job, false, false);
+	BbfKeySet  *set = bbf_keyset_collecting(job, BBF_TARGET_CHANGE, false);
 
 	return set ? set->removals : 0;
 }
 
-/*
- * Add the keys of one row of an event.  Of an update on the source only the new
- * key: no row has the old one any more.
- */
+/* Add the keys of one row of an event: of an update the new one, and the old one where it counts. */
 void
-bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet *set, bool of_source)
+bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet *set)
 {
 	TupleTableSlot *slots[] = {trigdata->tg_trigslot,
 		TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newslot : NULL};
@@ -162,7 +160,7 @@ bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet 
 		bool		isnull;
 		Datum		key;
 
-		if (slots[i] == NULL || (of_source && i == 0 && slots[1] != NULL))
+		if (slots[i] == NULL || (i == 0 && slots[1] != NULL && !column->old_too))
 			continue;
 		key = slot_getattr(slots[i], column->attno, &isnull);
 		if (!isnull)
@@ -170,15 +168,14 @@ bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet 
 	}
 }
 
-
 /* Add a row's keys to what its statement has collected. */
 void
-bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, bool of_source)
+bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfEvent event)
 {
-	BbfKeySet  *set = bbf_keyset_collecting(trigdata->tg_trigger->tgargs[0], of_source, true);
+	BbfKeySet  *set = bbf_keyset_collecting(trigdata->tg_trigger->tgargs[0], event, true);
 	MemoryContext old = MemoryContextSwitchTo(keys_context);
 
-	bbf_keyset_add_row(trigdata, column, set, of_source);
+	bbf_keyset_add_row(trigdata, column, set);
 	MemoryContextSwitchTo(old);
 }
 

@@ -12,7 +12,7 @@
 typedef struct BbfKeySet
 {
 	char		job[NAMEDATALEN];
-	bool		of_source;
+	BbfEvent	event;
 	uint64		removals;		/* events that deleted or changed target rows */
 	Datum	   *keys;
 	int			n;
@@ -21,10 +21,9 @@ typedef struct BbfKeySet
 
 extern void bbf_keyset_read_table(Tuplestorestate *rows, Relation rel, const BbfKeyColumn *column,
 								  BbfKeySet *set);
-extern void bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet *set,
-							   bool of_source);
-extern BbfKeySet *bbf_keyset_collecting(const char *job, bool of_source, bool create);
-extern void bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, bool of_source);
+extern void bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet *set);
+extern BbfKeySet *bbf_keyset_collecting(const char *job, BbfEvent event, bool create);
+extern void bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfEvent event);
 extern BbfKeySet bbf_keyset_take(BbfKeySet *collected_set);
 extern void bbf_keyset_done(void);
 extern uint64 bbf_keyset_removals(const char *job);

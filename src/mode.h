@@ -20,6 +20,43 @@ typedef struct BbfTriggerDef
 	char	   *sql;			/* CREATE TRIGGER */
 } BbfTriggerDef;
 
+/* what a trigger has to settle: which table, and what its rows did */
+typedef enum BbfEvent
+{
+	BBF_TARGET_INSERT,
+	BBF_TARGET_CHANGE,			/* deleted, or updated in what counts */
+	BBF_SOURCE_INSERT,
+	BBF_SOURCE_UPDATE,			/* of what counts */
+	BBF_SOURCE_DELETE,
+	BBF_EVENTS
+} BbfEvent;
+
+#define bbf_event_of_source(event) ((event) >= BBF_SOURCE_INSERT)
+
+/*
+ * One of the statements that settle the keys of an event, each with a snapshot
+ * of its own.
+ */
+typedef struct BbfStep
+{
+	char	   *sql;
+	int			expected;		/* SPI_OK_* */
+	enum
+	{
+		BBF_TAKES_KEYS,			/* $1: the event's keys */
+		BBF_TAKES_ROWS,			/* $1: the places that the step before gave */
+		BBF_TAKES_KEYS_AND_HELD /* and $2: target keys that a step before gave */
+	}			takes;
+	enum
+	{
+		BBF_GIVES_NOTHING,
+		BBF_GIVES_ROWS,			/* ctids; with none of them all is settled */
+		BBF_GIVES_HELD			/* target keys */
+	}			gives;
+} BbfStep;
+
+#define BBF_MAX_STEPS 3
+
 typedef struct BbfMode
 {
 	const char *name;
@@ -59,17 +96,18 @@ typedef struct BbfMode
 	char	   *(*write_at_once) (const BbfJob *job, const BbfPair *pair, bool sweep);
 	char	   *(*put_right) (const BbfJob *job, const BbfPair *pair);
 
+	/* is an update of a source key to settle the old key as well? */
+	bool		old_source_keys;
+
 	/*
 	 * The triggers' statements; see trigger.c.  The first three, the short
-	 * ways of an insert, may be NULL.
+	 * ways of an insert, may be NULL or give NULL; settle() writes the steps of
+	 * an event and returns how many.
 	 */
 	char	   *(*target_settle_one) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_count_new) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_settle_new) (const BbfJob *job, const BbfPair *pair);
-	char	   *(*target_lock) (const BbfJob *job, const BbfPair *pair);
-	char	   *(*target_settle) (const BbfJob *job, const BbfPair *pair);
-	char	   *(*source_lock_matches) (const BbfJob *job, const BbfPair *pair);
-	char	   *(*source_settle) (const BbfJob *job, const BbfPair *pair);
+	int			(*settle) (const BbfJob *job, const BbfPair *pair, BbfEvent event, BbfStep *steps);
 
 	/* the pending rows: "FROM .. WHERE .." with the source's columns as s */
 	char	   *(*pending_from) (const BbfJob *job, const BbfPair *pair);

@@ -45,6 +45,7 @@
  */
 #include "postgres.h"
 
+#include "executor/spi.h"
 #include "mode_column.h"
 #include "utils/builtins.h"
 
@@ -238,6 +239,27 @@ column_source_settle(const BbfJob *job, const BbfPair *pair)
 					pair->key_op[BTEqualStrategyNumber], bbf_column_flag(job), held);
 }
 
+/* How an event's keys are settled: lock, then decide. */
+static int
+column_settle(const BbfJob *job, const BbfPair *pair, BbfEvent event, BbfStep *steps)
+{
+	switch (event)
+	{
+		case BBF_TARGET_INSERT:
+		case BBF_TARGET_CHANGE:
+			steps[0] = (BbfStep) {column_target_lock(job, pair), SPI_OK_SELECT, BBF_TAKES_KEYS, BBF_GIVES_ROWS};
+			steps[1] = (BbfStep) {column_decide(job, pair), SPI_OK_UPDATE, BBF_TAKES_ROWS, BBF_GIVES_NOTHING};
+			return 2;
+		case BBF_SOURCE_INSERT:
+		case BBF_SOURCE_UPDATE:
+			steps[0] = (BbfStep) {column_source_lock_matches(job, pair), SPI_OK_SELECT, BBF_TAKES_KEYS, BBF_GIVES_HELD};
+			steps[1] = (BbfStep) {column_source_settle(job, pair), SPI_OK_UPDATE, BBF_TAKES_KEYS_AND_HELD, BBF_GIVES_NOTHING};
+			return 2;
+		default:
+			return 0;			/* a row that is gone takes its flag along */
+	}
+}
+
 static char *
 column_pending_from(const BbfJob *job, const BbfPair *pair)
 {
@@ -274,10 +296,7 @@ const BbfMode bbf_mode_column = {
 	.target_settle_one = column_target_settle_one,
 	.target_count_new = column_target_count_new,
 	.target_settle_new = column_target_settle_new,
-	.target_lock = column_target_lock,
-	.target_settle = column_decide,
-	.source_lock_matches = column_source_lock_matches,
-	.source_settle = column_source_settle,
+	.settle = column_settle,
 	.pending_from = column_pending_from,
 	.pending_index = column_pending_index,
 };

@@ -110,6 +110,26 @@ save_plan(const char *sql, int nargs, Oid *types)
 	return plan;
 }
 
+/* Save the statements that settle an event. */
+static void
+save_steps(BbfServed *served, const BbfJob *job, const BbfPair *pair, const BbfMode *mode, BbfEvent event)
+{
+	BbfStep    *steps = served->steps[event];
+	int			n = mode->settle(job, pair, event, steps);
+
+	for (int i = 0; i < n; i++)
+	{
+		Oid			types[2] = {bbf_event_of_source(event) ? served->source_key.array_type :
+			served->target_key.array_type, served->target_key.array_type};
+
+		if (steps[i].takes == BBF_TAKES_ROWS)
+			types[0] = TIDARRAYOID;
+		served->plans[event][i] = save_plan(steps[i].sql, steps[i].takes == BBF_TAKES_KEYS_AND_HELD ? 2 : 1, types);
+		steps[i].sql = NULL;
+	}
+	served->nsteps[event] = n;
+}
+
 /* Run by the rules of foreign-key checks; returns what to restore. */
 void
 bbf_served_become(Oid owner, Oid *save_userid, int *save_context)
@@ -180,6 +200,8 @@ build(BbfServed *served, const char *name)
 			 pair->key_collation, served->context);
 	init_key(&served->target_key, pair->target_key_att, pair->target_key_type,
 			 pair->key_collation, served->context);
+	served->source_key.old_too = mode->old_source_keys;
+	served->target_key.old_too = true;
 
 	bbf_served_become(served->owner, &save_userid, &save_context);
 	nestlevel = NewGUCNestLevel();
@@ -188,7 +210,7 @@ build(BbfServed *served, const char *name)
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	if ((short_way = mode->target_settle_one(job, pair)) != NULL)
+	if (mode->target_settle_one && (short_way = mode->target_settle_one(job, pair)) != NULL)
 	{
 		types[0] = served->target_key.type;
 		served->target_settle_one = save_plan(short_way, 1, types);
@@ -197,31 +219,33 @@ build(BbfServed *served, const char *name)
 		served->target_settle_new = save_plan(mode->target_settle_new(job, pair), 1, types);
 	}
 	served->plain_update = bbf_shape_update_is_plain(pair->source);
-	types[0] = served->target_key.array_type;
-	served->target_lock = save_plan(mode->target_lock(job, pair), 1, types);
-	types[0] = TIDARRAYOID;
-	served->target_settle = save_plan(mode->target_settle(job, pair), 1, types);
-	types[0] = served->source_key.array_type;
-	types[1] = served->target_key.array_type;
-	served->source_lock_matches = save_plan(mode->source_lock_matches(job, pair), 1, types);
-	served->source_settle = save_plan(mode->source_settle(job, pair), 2, types);
+	for (BbfEvent event = 0; event < BBF_EVENTS; event++)
+		save_steps(served, job, pair, mode, event);
 	bbf_session_unpin(nestlevel);
 	SetUserIdAndSecContext(save_userid, save_context);
 }
 
-/* The entry's saved statements. */
-#define SERVED_PLANS(served) \
-	{(served)->target_settle_one, (served)->target_count_new, (served)->target_settle_new, \
-	 (served)->target_lock, (served)->target_settle, (served)->source_lock_matches, (served)->source_settle}
+#define MAX_PLANS (3 + BBF_EVENTS * BBF_MAX_STEPS)
+
+/* The entry's saved statements; some may be NULL. */
+static void
+get_plans(const BbfServed *served, SPIPlanPtr *plans)
+{
+	plans[0] = served->target_settle_one;
+	plans[1] = served->target_count_new;
+	plans[2] = served->target_settle_new;
+	memcpy(plans + 3, served->plans, sizeof(served->plans));
+}
 
 /* Free an entry's memory and plans, once nobody uses it. */
 void
 bbf_served_release(BbfServed *served)
 {
-	SPIPlanPtr	plans[] = SERVED_PLANS(served);
+	SPIPlanPtr	plans[MAX_PLANS];
 
 	if (--served->references > 0)
 		return;
+	get_plans(served, plans);
 	for (int i = 0; i < (int) lengthof(plans); i++)
 	{
 		if (plans[i])
@@ -234,8 +258,9 @@ bbf_served_release(BbfServed *served)
 static bool
 is_current(const BbfServed *served)
 {
-	SPIPlanPtr	plans[] = SERVED_PLANS(served);
+	SPIPlanPtr	plans[MAX_PLANS];
 
+	get_plans(served, plans);
 	for (int i = 0; i < (int) lengthof(plans); i++)
 	{
 		if (plans[i] && !SPI_plan_is_valid(plans[i]))

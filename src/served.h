@@ -7,6 +7,7 @@
 
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "mode.h"
 #include "utils/rel.h"
 
 /* a key column and how to handle arrays of its type */
@@ -19,6 +20,7 @@ typedef struct BbfKeyColumn
 	int16		typlen;
 	bool		typbyval;
 	char		typalign;
+	bool		old_too;		/* an update's old key counts as well */
 	FmgrInfo	cmp;
 } BbfKeyColumn;
 
@@ -41,10 +43,9 @@ typedef struct BbfServed
 	SPIPlanPtr	target_settle_one;	/* NULL: no short way */
 	SPIPlanPtr	target_count_new;
 	SPIPlanPtr	target_settle_new;
-	SPIPlanPtr	target_lock;
-	SPIPlanPtr	target_settle;
-	SPIPlanPtr	source_lock_matches;
-	SPIPlanPtr	source_settle;
+	BbfStep		steps[BBF_EVENTS][BBF_MAX_STEPS];	/* their SQL is not kept */
+	SPIPlanPtr	plans[BBF_EVENTS][BBF_MAX_STEPS];
+	int			nsteps[BBF_EVENTS];
 } BbfServed;
 
 extern void bbf_served_init(void);

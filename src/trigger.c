@@ -13,9 +13,9 @@
  * because the flag was right already would hold none, and a batch that decides
  * at the same time with an older view would win (R1).
  *
- * Keys come from the transition table, or for UPDATE from a row trigger that
- * only collects (its WHEN lets through the rows whose key or condition columns
- * really change); they are sorted, so that two statements lock common rows in
+ * Keys come from the transition table, or from a row trigger that only collects
+ * (its WHEN lets through the rows that count: an UPDATE's whose key or condition
+ * columns really change); they are sorted, so that two statements lock common rows in
  * the same order (R9), and given to the saved statements as one array: a plan
  * over a transition table would be kept as it was first made, for a bulk load.
  *
@@ -141,36 +141,33 @@ settle_inserted(const BbfServed *served, Datum *keys, int n)
 	return true;
 }
 
-/*
- * Settle the source rows of some keys of the target.  inserted: each key has a
- * row that this statement inserted, and that is there still.
- */
+/* Run the steps that settle some keys of an event. */
 static void
-settle_target_keys(const BbfServed *served, Datum *keys, int n, bool inserted)
+settle_keys(const BbfServed *served, BbfEvent event, Datum *keys, int n)
 {
-	Datum		values[1];
-
-	if (inserted && settle_inserted(served, keys, n))
-		return;
-	values[0] = key_array(&served->target_key, keys, n);
-	if (execute(served->target_lock, values, SPI_OK_SELECT, true) == 0)
-		return;
-	values[0] = returned_array(TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT);
-	SPI_freetuptable(SPI_tuptable);
-	execute(served->target_settle, values, SPI_OK_UPDATE, true);
-}
-
-/* Settle source rows that are new, or have a new key. */
-static void
-settle_source_keys(const BbfServed *served, Datum *keys, int n)
-{
+	const BbfKeyColumn *column = bbf_event_of_source(event) ? &served->source_key : &served->target_key;
 	const BbfKeyColumn *held = &served->target_key;
-	Datum		values[2] = {key_array(&served->source_key, keys, n)};
+	Datum		values[2] = {key_array(column, keys, n)};
+	Datum		rows[1];
 
-	execute(served->source_lock_matches, values, SPI_OK_SELECT, true);
-	values[1] = returned_array(held->type, held->typlen, held->typbyval, held->typalign);
-	SPI_freetuptable(SPI_tuptable);
-	execute(served->source_settle, values, SPI_OK_UPDATE, true);
+	for (int i = 0; i < served->nsteps[event]; i++)
+	{
+		const BbfStep *step = &served->steps[event][i];
+		uint64		processed = execute(served->plans[event][i],
+										step->takes == BBF_TAKES_ROWS ? rows : values,
+										step->expected, true);
+
+		if (step->gives == BBF_GIVES_ROWS)
+		{
+			if (processed == 0)
+				return;
+			rows[0] = returned_array(TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT);
+		}
+		else if (step->gives == BBF_GIVES_HELD)
+			values[1] = returned_array(held->type, held->typlen, held->typbyval, held->typalign);
+		if (step->expected == SPI_OK_SELECT)
+			SPI_freetuptable(SPI_tuptable);
+	}
 }
 
 /*
@@ -179,16 +176,14 @@ settle_source_keys(const BbfServed *served, Datum *keys, int n)
  * that does so every time is left to the sweep.)
  */
 static void
-settle_some(const char *job, const BbfServed *served, Datum *keys, int n, bool of_source, bool inserted)
+settle_some(const char *job, const BbfServed *served, BbfEvent event, Datum *keys, int n)
 {
 	for (int i = 0; i < MAX_LOOKS; i++)
 	{
 		uint64		removals = bbf_keyset_removals(job);
 
-		if (of_source)
-			settle_source_keys(served, keys, n);
-		else
-			settle_target_keys(served, keys, n, inserted && removals == 0);
+		if (!(event == BBF_TARGET_INSERT && removals == 0 && settle_inserted(served, keys, n)))
+			settle_keys(served, event, keys, n);
 		if (bbf_keyset_removals(job) == removals)
 			break;
 	}
@@ -196,9 +191,9 @@ settle_some(const char *job, const BbfServed *served, Datum *keys, int n, bool o
 
 /* Settle a set of keys, in key order. */
 static void
-settle(const char *job, BbfServed *served, BbfKeySet *set, bool of_source, bool inserted)
+settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
 {
-	BbfKeyColumn *column = of_source ? &served->source_key : &served->target_key;
+	BbfKeyColumn *column = bbf_event_of_source(event) ? &served->source_key : &served->target_key;
 	Oid			save_userid;
 	int			save_context;
 
@@ -208,45 +203,57 @@ settle(const char *job, BbfServed *served, BbfKeySet *set, bool of_source, bool 
 	bbf_served_become(served->owner, &save_userid, &save_context);
 	SPI_connect();
 	for (int i = 0; i < set->n; i += KEYS_AT_ONCE)
-		settle_some(job, served, set->keys + i, Min(KEYS_AT_ONCE, set->n - i), of_source, inserted);
+		settle_some(job, served, event, set->keys + i, Min(KEYS_AT_ONCE, set->n - i));
 	SPI_finish();
 	SetUserIdAndSecContext(save_userid, save_context);
 }
 
+/* What a trigger was fired by. */
+static BbfEvent
+event_of(const TriggerData *trigdata, bool of_source)
+{
+	bool		inserted = TRIGGER_FIRED_BY_INSERT(trigdata->tg_event);
+
+	if (!of_source)
+		return inserted ? BBF_TARGET_INSERT : BBF_TARGET_CHANGE;
+	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
+		return BBF_SOURCE_DELETE;
+	return inserted ? BBF_SOURCE_INSERT : BBF_SOURCE_UPDATE;
+}
+
 /*
  * Collect the keys of the event, or settle them.  row_keys: what row triggers
- * have collected for an UPDATE's statement trigger.
+ * have collected for a statement trigger.
  */
 static void
-work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, bool of_source)
+work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, BbfEvent event)
 {
 	const char *name = trigdata->tg_trigger->tgargs[0];
-	BbfKeyColumn *column = of_source ? &served->source_key : &served->target_key;
-	bool		inserted = TRIGGER_FIRED_BY_INSERT(trigdata->tg_event);
+	BbfKeyColumn *column = bbf_event_of_source(event) ? &served->source_key : &served->target_key;
 	BbfKeySet	set = {0};
 
-	if (!of_source && !inserted)
-		bbf_keyset_collecting(name, false, true)->removals++;
+	if (event == BBF_TARGET_CHANGE)
+		bbf_keyset_collecting(name, event, true)->removals++;
 
 	if (row_keys)
 	{
 		set = bbf_keyset_take(row_keys);
-		settle(name, served, &set, of_source, false);
+		settle(name, served, event, &set);
 		bbf_keyset_done();
 		return;
 	}
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && trigdata->tg_trigger->tgnargs == 1)
 	{
-		bbf_keyset_collect_row(trigdata, column, of_source);
+		bbf_keyset_collect_row(trigdata, column, event);
 		return;
 	}
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
-		bbf_keyset_add_row(trigdata, column, &set, of_source);
-	else if (inserted && trigdata->tg_newtable)
+		bbf_keyset_add_row(trigdata, column, &set);
+	else if (trigdata->tg_newtable)
 		bbf_keyset_read_table(trigdata->tg_newtable, trigdata->tg_relation, column, &set);
-	else if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) && trigdata->tg_oldtable)
+	else if (trigdata->tg_oldtable)
 		bbf_keyset_read_table(trigdata->tg_oldtable, trigdata->tg_relation, column, &set);
-	settle(name, served, &set, of_source, inserted);
+	settle(name, served, event, &set);
 }
 
 /* The common part of both trigger functions. */
@@ -257,8 +264,8 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 	const char *name;
 	BbfServed  *served;
 	BbfKeySet  *volatile row_keys = NULL;
-	bool		per_row;
-	bool		update;
+	bool		of_rows;		/* what row triggers have collected */
+	BbfEvent	event;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_AFTER(trigdata->tg_event) ||
 		trigdata->tg_trigger->tgnargs < 1)
@@ -267,12 +274,13 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 				 errmsg("function \"%s\" must be called by an AFTER trigger of a job",
 						of_source ? "source_changed" : "target_changed")));
 	name = trigdata->tg_trigger->tgargs[0];
-	per_row = TRIGGER_FIRED_FOR_ROW(trigdata->tg_event);
-	update = TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event);
+	event = event_of(trigdata, of_source);
+	of_rows = !TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) &&
+		trigdata->tg_newtable == NULL && trigdata->tg_oldtable == NULL;
 
-	/* an UPDATE that collected nothing costs nothing */
-	if (!per_row && update &&
-		((row_keys = bbf_keyset_collecting(name, of_source, false)) == NULL || row_keys->n == 0))
+	/* a statement that collected nothing costs nothing */
+	if (of_rows &&
+		((row_keys = bbf_keyset_collecting(name, event, false)) == NULL || row_keys->n == 0))
 		return PointerGetDatum(NULL);
 
 	served = bbf_served_get(name, trigdata->tg_relation, of_source, true);
@@ -284,7 +292,7 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 	}
 	PG_TRY();
 	{
-		work_off(trigdata, served, row_keys, of_source);
+		work_off(trigdata, served, row_keys, event);
 	}
 	PG_FINALLY();
 	{
