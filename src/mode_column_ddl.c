@@ -12,6 +12,7 @@
 #include "mode_column.h"
 #include "rewrite/prs2lock.h"
 #include "shape.h"
+#include "trigger_defs.h"
 #include "txn.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -139,81 +140,12 @@ bbf_column_missing(const BbfJob *job, const BbfPair *pair)
 	return NULL;
 }
 
-/*
- * The trigger's WHEN: has one of these columns changed?  Types whose equality
- * may hide a difference, or that have none, are compared by their image.
- */
-static char *
-changed(Oid relid, Bitmapset *columns)
-{
-	StringInfoData sql;
-	int			attno = -1;
-
-	initStringInfo(&sql);
-	while ((attno = bms_next_member(columns, attno)) >= 0)
-	{
-		const char *name = quote_identifier(get_attname(relid, attno, false));
-
-		appendStringInfo(&sql, bbf_shape_equal_is_identical(relid, attno) ?
-						 "%sOLD.%s IS DISTINCT FROM NEW.%s" :
-						 "%sROW(OLD.%s)::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW(NEW.%s)::pg_catalog.record",
-						 sql.len ? " OR " : "", name, name);
-	}
-	return sql.data;
-}
-
-/* One more trigger for a mode's list. */
-static List *
-add_trigger(List *list, const BbfJob *job, Oid relid, const char *suffix, char enabled,
-			const char *event, const char *function, const char *more)
-{
-	BbfTriggerDef *def = palloc(sizeof(BbfTriggerDef));
-
-	def->name = bbf_job_object(job, suffix);
-	def->relid = relid;
-	def->enabled = enabled;
-	def->sql = psprintf("CREATE TRIGGER %s AFTER %s EXECUTE FUNCTION bgw_backfill.%s(%s%s)",
-						quote_identifier(def->name), event, function,
-						quote_literal_cstr(job->name), more);
-	return lappend(list, def);
-}
-
 List *
 bbf_column_triggers(const BbfJob *job, const BbfPair *pair)
 {
 	const char *s = pair->source_sql;
-	const char *m = pair->target_sql;
-	Bitmapset  *target_columns = bbf_expr_columns(job->match_where, pair->target);
-	char	   *target_changed;
-	char	   *key_changed;
-	List	   *list = NIL;
-
-	target_columns = bms_add_member(target_columns, pair->target_key_att);
-	target_changed = changed(pair->target, target_columns);
-	key_changed = changed(pair->source, bms_make_singleton(pair->source_key_att));
-
-	list = add_trigger(list, job, pair->target, "bbf_insert", 'O',
-					   psprintf("INSERT ON %s REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT", m),
-					   "target_changed", "");
-	list = add_trigger(list, job, pair->target, "bbf_delete", 'O',
-					   psprintf("DELETE ON %s REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT", m),
-					   "target_changed", "");
-	list = add_trigger(list, job, pair->target, "bbf_collect", 'O',
-					   psprintf("UPDATE ON %s FOR EACH ROW WHEN (%s)", m, target_changed),
-					   "target_changed", "");
-	list = add_trigger(list, job, pair->target, "bbf_update", 'O',
-					   psprintf("UPDATE ON %s FOR EACH STATEMENT", m),
-					   "target_changed", "");
-	list = add_trigger(list, job, pair->target, "bbf_trunc", 'A',
-					   psprintf("TRUNCATE ON %s FOR EACH STATEMENT", m),
-					   "target_truncated", "");
-	/* logical apply fires no statement triggers but TRUNCATE's */
-	list = add_trigger(list, job, pair->target, "bbf_row", 'R',
-					   psprintf("INSERT OR DELETE ON %s FOR EACH ROW", m),
-					   "target_changed", ", 'row'");
-	list = add_trigger(list, job, pair->target, "bbf_rowupd", 'R',
-					   psprintf("UPDATE ON %s FOR EACH ROW WHEN (%s)", m, target_changed),
-					   "target_changed", ", 'row'");
+	char	   *key_changed = bbf_trigger_changed(pair->source, bms_make_singleton(pair->source_key_att));
+	List	   *list = bbf_trigger_target_defs(job, pair);
 
 	/*
 	 * A row that takes another key takes another answer, foreign key or not.
@@ -222,20 +154,20 @@ bbf_column_triggers(const BbfJob *job, const BbfPair *pair)
 	 * might change it all the same.
 	 */
 	if (bbf_shape_has_before_update(pair->source))
-		list = add_trigger(list, job, pair->source, "bbf_srcany", 'A',
+		list = bbf_trigger_def(list, job, pair->source, "bbf_srcany", 'A',
 						   psprintf("UPDATE ON %s FOR EACH ROW WHEN (%s)", s, key_changed),
 						   "source_changed", ", 'row'");
 	else
-		list = add_trigger(list, job, pair->source, "bbf_srckey", 'A',
+		list = bbf_trigger_def(list, job, pair->source, "bbf_srckey", 'A',
 						   psprintf("UPDATE OF %s ON %s FOR EACH ROW WHEN (%s)",
 									pair->source_key, s, key_changed),
 						   "source_changed", ", 'row'");
 	if (!pair->has_foreign_key)
-		list = add_trigger(list, job, pair->source, "bbf_srcins", 'O',
+		list = bbf_trigger_def(list, job, pair->source, "bbf_srcins", 'O',
 						   psprintf("INSERT ON %s REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT", s),
 						   "source_changed", "");
 	/* a replica enforces no foreign key */
-	return add_trigger(list, job, pair->source, "bbf_srcrow", 'R',
+	return bbf_trigger_def(list, job, pair->source, "bbf_srcrow", 'R',
 					   psprintf("INSERT ON %s FOR EACH ROW", s),
 					   "source_changed", ", 'row'");
 }
