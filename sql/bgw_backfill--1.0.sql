@@ -71,6 +71,8 @@ CREATE TABLE bgw_backfill.job_state (
 	live_since		timestamptz,
 	verified_at		timestamptz,
 	mismatches		bigint,
+	stale_pruned	bigint NOT NULL DEFAULT 0,
+	prune_cursor	text,
 	sweep_request	bigint NOT NULL DEFAULT 0,
 	sweep_started_at timestamptz,
 	sweep_mismatches bigint NOT NULL DEFAULT 0,
@@ -95,6 +97,7 @@ COMMENT ON COLUMN bgw_backfill.job_state.generation IS 'raised by everything tha
 COMMENT ON COLUMN bgw_backfill.job_state.walk_cursor IS 'last key of the source that the current walk is done with, as text';
 COMMENT ON COLUMN bgw_backfill.job_state.index_percent IS 'how far an index build was seen to be that had to be given up';
 COMMENT ON COLUMN bgw_backfill.job_state.batch_at IS 'end of the last batch; the next one is due batch_sleep later';
+COMMENT ON COLUMN bgw_backfill.job_state.prune_cursor IS 'last key of the table of pending keys that the pruning is done with, as text; it begins anew at the end';
 COMMENT ON COLUMN bgw_backfill.job_state.high_mark IS 'key at which the current walk ends, as text';
 
 CREATE TABLE bgw_backfill.job_skipped (
@@ -147,6 +150,10 @@ COMMENT ON FUNCTION bgw_backfill.source_changed() IS 'on a source: settles the r
 CREATE FUNCTION bgw_backfill.target_truncated() RETURNS trigger
 	LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_target_truncated';
 COMMENT ON FUNCTION bgw_backfill.target_truncated() IS 'on a target: puts the job back to phase fill';
+
+CREATE FUNCTION bgw_backfill.source_truncated() RETURNS trigger
+	LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_source_truncated';
+COMMENT ON FUNCTION bgw_backfill.source_truncated() IS 'on a source: empties the table of pending keys';
 
 ----------------------------------------------------------------------
 -- What a user calls
@@ -252,7 +259,7 @@ SELECT q.job, q.source, q.target, q.mode, q.phase, q.state, q.percent, q.rows_do
 		THEN pg_catalog.date_trunc('second', pg_catalog.make_interval(
 			secs => least(greatest(q.rows_total - q.rows_done, 0) / q.rows_per_second, 1e9))) END AS eta,
 	q.fill_ms, q.waiting_for, q.waited, q.errors, q.last_error, q.last_error_at, q.started_at,
-	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.worker_pid,
+	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.stale_pruned, q.worker_pid,
 	pg_catalog.format('[%s%s] %s%%',
 		pg_catalog.repeat('#', pg_catalog.floor(q.percent / 5)::integer),
 		pg_catalog.repeat('.', 20 - pg_catalog.floor(q.percent / 5)::integer),
@@ -292,7 +299,7 @@ FROM (
 		CASE WHEN w.waiting_for IS NOT NULL THEN pg_catalog.clock_timestamp() - w.waiting_since
 			WHEN s.waiting_for IS NOT NULL THEN pg_catalog.clock_timestamp() - s.waiting_since END AS waited,
 		s.errors, s.last_error, s.last_error_at, s.started_at, s.phase_started_at, s.live_since,
-		s.verified_at, s.mismatches, coalesce(w.pid, ow.pid) AS worker_pid
+		s.verified_at, s.mismatches, s.stale_pruned, coalesce(w.pid, ow.pid) AS worker_pid
 	FROM bgw_backfill.visible_job j
 		JOIN bgw_backfill.job_state s ON s.job = j.job
 		LEFT JOIN bgw_backfill.worker_status() w ON w.job = j.job

@@ -32,7 +32,7 @@
 static void
 check_name(const BbfJob *job, Oid schema)
 {
-	static const char *const suffixes[] = {"pending", "pending_idx", "sidecar", "sidecar_idx"};
+	static const char *const suffixes[] = {"pending", "pending_idx", "sidecar", "sidecar_idx", "sidecar_key"};
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job->name)};
 
@@ -184,10 +184,11 @@ static void
 check_flag_is_free(const BbfJob *job)
 {
 	Oid			types[] = {OIDOID, TEXTOID, OIDOID};
-	Datum		values[] = {ObjectIdGetDatum(job->source_oid), CStringGetTextDatum(job->flag_column),
+	Datum		values[] = {ObjectIdGetDatum(job->source_oid),
+		job->flag_column ? CStringGetTextDatum(job->flag_column) : (Datum) 0,
 	ObjectIdGetDatum(MyDatabaseId)};
 
-	if (bbf_txn_catalog("SELECT job FROM bgw_backfill.job WHERE source_oid OPERATOR(pg_catalog.=) $1"
+	if (job->flag_column && bbf_txn_catalog("SELECT job FROM bgw_backfill.job WHERE source_oid OPERATOR(pg_catalog.=) $1"
 						" AND flag_column OPERATOR(pg_catalog.=) $2"
 						" AND database_oid OPERATOR(pg_catalog.=) $3",
 						3, types, values, NULL, SPI_OK_SELECT) > 0)
@@ -282,6 +283,8 @@ bbf_check_job(BbfJob *job)
 		job->name = job->source_name;
 	check_name(job, RelationGetNamespace(source));
 	default_keys(job, source, target);
+	if (!mode->writes_source)
+		job->flag_column = NULL;	/* it has none */
 	if (job->pending_where)
 		job->pending_where = bbf_expr_canonical(job->pending_where, job->source_oid,
 												"pending_where", job->flag_column);
@@ -319,7 +322,7 @@ bbf_check_report(const BbfJob *job)
 	ereport(NOTICE, (errmsg("triggers on %s and %s, view %s and index %s would be created",
 							pair->target_sql, pair->source_sql,
 							quote_qualified_identifier(pair->schema, bbf_job_object(job, "pending")),
-							quote_identifier(bbf_job_object(job, "pending_idx")))));
+							quote_identifier(bbf_job_object(job, mode->index)))));
 	ereport(NOTICE, (errmsg("about %.0f source rows would be walked in about %.0f batches of %d; about %.0f rows would be written",
 							source_rows, Max(1, (source_rows + batch_size - 1) / batch_size), batch_size,
 							pair->target_key_unique && !job->match_where ?
@@ -328,11 +331,12 @@ bbf_check_report(const BbfJob *job)
 		ereport(NOTICE, (errmsg("pending_where: %s", job->pending_where)));
 	if (job->match_where)
 		ereport(NOTICE, (errmsg("match_where: %s", job->match_where)));
-	if (!pair->has_foreign_key)
+	if (!pair->has_foreign_key && mode->without_foreign_key)
 		ereport(NOTICE,
 				(errmsg("hazard: no validated, immediate foreign key from %s to %s",
 						pair->target_sql, pair->source_sql),
-				 errdetail("A source row and its target row that two overlapping transactions insert may count as pending until the next sweep.")));
-	bbf_shape_report_triggers(source, NOTICE);
+				 errdetail_internal("%s", mode->without_foreign_key)));
+	if (mode->writes_source)
+		bbf_shape_report_triggers(source, NOTICE);
 	table_close(source, AccessShareLock);
 }

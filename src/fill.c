@@ -29,9 +29,12 @@ bbf_fill_step(BbfJob *job)
 bool
 bbf_fill_finish(BbfJob *job)
 {
+	const BbfMode *mode = bbf_mode_lookup(job->mode);
 	BbfJob	   *now;
 	bool		done;
 
+	if (mode->finish_fill == NULL)
+		return true;
 	/* it may read the whole source: pause() may cancel it */
 	bbf_shmem_set_cancellable(true);
 	if (!bbf_txn_begin())
@@ -40,7 +43,7 @@ bbf_fill_finish(BbfJob *job)
 	bbf_txn_commit();
 	if (now == NULL || now->paused || now->uninstall)
 		return true;			/* nothing more is done now */
-	done = bbf_mode_lookup(job->mode)->finish_fill(job);
+	done = mode->finish_fill(job);
 	bbf_shmem_set_cancellable(false);
 	if (!done && bbf_txn_begin())
 	{

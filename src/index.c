@@ -1,6 +1,7 @@
 /*
  * index.c
- *		Phase index: the partial index that the pending rows are read from.
+ *		Phase index: the partial index that the pending rows are read from, and
+ *		the vacuum without which it is not read alone.
  *
  * CREATE INDEX CONCURRENTLY commits on its own, so it is run as a top-level
  * utility statement outside any transaction of ours, without lock_timeout (see
@@ -55,7 +56,8 @@ bbf_index_is_there(const BbfJob *job)
 {
 	bool		valid;
 
-	return OidIsValid(find_index(job, &valid)) && valid;
+	return bbf_mode_lookup(job->mode)->pending_index == NULL ||
+		(OidIsValid(find_index(job, &valid)) && valid);
 }
 
 /* Run one statement that commits on its own. */
@@ -68,11 +70,11 @@ run_concurrently(const char *sql)
 }
 
 /*
- * Make the partial index the only thing that a look at the pending rows reads:
+ * Make the index the only thing that a look at the pending rows reads:
  * that takes the visibility map, so a vacuum; slowly, as autovacuum does it.
  */
 static void
-vacuum_source(const char *source_sql)
+vacuum_table(const char *table_sql)
 {
 	char		value[32];
 
@@ -86,7 +88,7 @@ vacuum_source(const char *source_sql)
 		snprintf(value, sizeof(value), "%d", autovacuum_vac_cost_limit);
 		bbf_session_set("vacuum_cost_limit", value);
 	}
-	run_concurrently(psprintf("VACUUM (ANALYZE, TRUNCATE false, PARALLEL 0) %s", source_sql));
+	run_concurrently(psprintf("VACUUM (ANALYZE, TRUNCATE false, PARALLEL 0) %s", table_sql));
 }
 
 /*
@@ -94,9 +96,10 @@ vacuum_source(const char *source_sql)
  * be done any more.  A pause() that commits after this look finds us cancellable.
  */
 static bool
-plan_build(const char *job_name, char **drop, char **create, char **source_sql)
+plan_build(const char *job_name, char **drop, char **create, char **table_sql)
 {
 	BbfJob	   *job;
+	const BbfMode *mode;
 	BbfPair    *pair;
 	bool		valid;
 	char	   *name;
@@ -109,15 +112,21 @@ plan_build(const char *job_name, char **drop, char **create, char **source_sql)
 		bbf_txn_commit();
 		return false;
 	}
+	mode = bbf_mode_lookup(job->mode);
 	pair = bbf_pair_load(job);
 	name = bbf_job_object(job, "pending_idx");
 	*drop = *create = NULL;
-	*source_sql = pair->source_sql;
+	*table_sql = mode->table ? mode->table(job, pair) : pair->source_sql;
+	if (mode->pending_index == NULL)
+	{
+		bbf_txn_commit();
+		return true;
+	}
 	if (OidIsValid(find_index(job, &valid)) && !valid)
 		*drop = psprintf("DROP INDEX CONCURRENTLY %s", quote_qualified_identifier(pair->schema, name));
 	if (!valid)
 		*create = psprintf("CREATE INDEX CONCURRENTLY %s %s", quote_identifier(name),
-						   bbf_mode_lookup(job->mode)->pending_index(job, pair));
+						   mode->pending_index(job, pair));
 	bbf_txn_commit();
 	return true;
 }
@@ -133,7 +142,8 @@ finish(const char *job_name)
 	job = bbf_job_load(job_name);
 	if (job && job->phase == BBF_PHASE_INDEX && bbf_index_is_there(job))
 	{
-		bbf_txn_ddl(psprintf("COMMENT ON INDEX %s IS %s",
+		if (bbf_mode_lookup(job->mode)->pending_index)
+			bbf_txn_ddl(psprintf("COMMENT ON INDEX %s IS %s",
 							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(bbf_job_source(job))),
 														bbf_job_object(job, "pending_idx")),
 							 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))));
@@ -148,16 +158,16 @@ build(const char *job_name)
 {
 	char	   *drop;
 	char	   *create;
-	char	   *source_sql;
+	char	   *table_sql;
 
 	bbf_shmem_set_cancellable(true);
-	if (!plan_build(job_name, &drop, &create, &source_sql))
+	if (!plan_build(job_name, &drop, &create, &table_sql))
 		return;
 	if (drop)
 		run_concurrently(drop);
 	if (create)
 		run_concurrently(create);
-	vacuum_source(source_sql);
+	vacuum_table(table_sql);
 	bbf_shmem_set_cancellable(false);
 	finish(job_name);
 }

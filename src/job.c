@@ -119,6 +119,7 @@ read_state(BbfJob *job)
 	job->sweep_request = DatumGetInt64(column("sweep_request"));
 	job->sweep_started_at = DatumGetTimestampTz(column("sweep_started_at"));
 	job->sweep_mismatches = DatumGetInt64(column("sweep_mismatches"));
+	job->prune_cursor = text_column("prune_cursor");
 	job->scan_at = DatumGetTimestampTz(column("scan_at"));
 	job->scan_cycle = DatumGetInt64(column("scan_cycle"));
 	job->scan_group = text_column("scan_group");

@@ -74,6 +74,7 @@ typedef struct BbfJob
 	int64		sweep_request;	/* the verify request that is being served */
 	TimestampTz sweep_started_at;	/* 0: no sweep is under way */
 	int64		sweep_mismatches;
+	char	   *prune_cursor;	/* NULL: at the start */
 	TimestampTz scan_at;
 	int64		scan_cycle;
 	char	   *scan_group;		/* where the next scan begins; NULL: at the start */

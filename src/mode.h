@@ -60,6 +60,13 @@ typedef struct BbfStep
 typedef struct BbfMode
 {
 	const char *name;
+	const char *index;			/* of the pending rows: its name is "<job>_<index>" */
+
+	/* are source rows updated, so that the source must bear it? */
+	bool		writes_source;
+
+	/* what a missing foreign key means, as a sentence for track(dry_run) */
+	const char *without_foreign_key;
 
 	/* track(): raise an error for what this mode cannot work with */
 	void		(*check) (const BbfJob *job, Relation source, Relation target);
@@ -85,16 +92,29 @@ typedef struct BbfMode
 	 */
 	void		(*uninstall) (const BbfJob *job, const BbfPair *pair);
 
-	/* after the fill, in transactions of its own; false: fill again */
+	/* after the fill, in transactions of its own; false: fill again.  May be NULL */
 	bool		(*finish_fill) (BbfJob *job);
 
-	/* the batch's statements; see walk.c.  write_at_once may give NULL */
+	/*
+	 * The table of pending keys, quoted and with its schema, whose rows are "d",
+	 * and when a row of it should not be there; NULL: the answer is on the source.
+	 */
+	char	   *(*table) (const BbfJob *job, const BbfPair *pair);
+	char	   *(*stale) (const BbfJob *job, const BbfPair *pair);
+
+	/*
+	 * The batch's statements, and what SPI says to the last three; see walk.c.
+	 * write_at_once may give NULL.
+	 */
 	char	   *(*candidates) (const BbfJob *job, const BbfPair *pair, bool sweep, bool bounded);
 	char	   *(*lock) (const BbfJob *job, const BbfPair *pair, bool by_key);
 	char	   *(*decide) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*undecided) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*write_at_once) (const BbfJob *job, const BbfPair *pair, bool sweep);
 	char	   *(*put_right) (const BbfJob *job, const BbfPair *pair);
+	int			decide_code;
+	int			write_code;
+	int			right_code;
 
 	/* is an update of a source key to settle the old key as well? */
 	bool		old_source_keys;
@@ -112,12 +132,18 @@ typedef struct BbfMode
 	/* the pending rows: "FROM .. WHERE .." with the source's columns as s */
 	char	   *(*pending_from) (const BbfJob *job, const BbfPair *pair);
 
-	/* the index that the pending rows are read from: "ON .. (..) WHERE .." */
+	/*
+	 * The index that phase index builds for them: "ON .. (..) WHERE .."; NULL:
+	 * the mode's table brings its own.
+	 */
 	char	   *(*pending_index) (const BbfJob *job, const BbfPair *pair);
 } BbfMode;
 
 extern const BbfMode bbf_mode_column;
+extern const BbfMode bbf_mode_sidecar;
 
 extern const BbfMode *bbf_mode_lookup(const char *name);
+extern char *bbf_mode_range(const char *column, char *const *op, bool bounded);
+extern char *bbf_mode_lock_source(const BbfJob *job, const BbfPair *pair, bool by_key);
 
 #endif							/* BBF_MODE_H */

@@ -49,16 +49,6 @@
 #include "mode_column.h"
 #include "utils/builtins.h"
 
-/* A key range as a condition: column OP $1 AND column OP $2. */
-static char *
-range(const char *column, char *const *op, bool bounded)
-{
-	char	   *high = psprintf("%s %s $2", column, op[BTLessEqualStrategyNumber]);
-
-	return bounded ?
-		psprintf("%s %s $1 AND %s", column, op[BTGreaterStrategyNumber], high) : high;
-}
-
 /*
  * The candidates of a key range.  The range stands on both sides of the join,
  * so a batch costs the same however large the tables are.  The fill of a column
@@ -71,9 +61,9 @@ column_candidates(const BbfJob *job, const BbfPair *pair, bool sweep, bool bound
 	char	   *skey = psprintf("s.%s", pair->source_key);
 	char	   *mkey = psprintf("m.%s", pair->target_key);
 	const char *eq = pair->target_key_op[BTEqualStrategyNumber];
-	char	   *srange = range(skey, pair->key_op, bounded);
+	char	   *srange = bbf_mode_range(skey, pair->key_op, bounded);
 	char	   *matches = psprintf("FROM ONLY %s m WHERE %s%s%s", pair->target_sql,
-								   range(mkey, pair->target_key_op, bounded),
+								   bbf_mode_range(mkey, pair->target_key_op, bounded),
 								   pair->match_where ? " AND " : "",
 								   pair->match_where ? pair->match_where : "");
 
@@ -92,20 +82,6 @@ column_candidates(const BbfJob *job, const BbfPair *pair, bool sweep, bool bound
 					pair->target_key_unique ? "" : "DISTINCT ", mkey, matches, eq, skey,
 					srange, bbf_column_flag(job),
 					skey, pair->key_op[BTLessStrategyNumber]);
-}
-
-/* Lock candidates by place, passing by what others hold; or one row by key. */
-static char *
-column_lock(const BbfJob *job, const BbfPair *pair, bool by_key)
-{
-	if (by_key)
-		return psprintf("SELECT s.ctid, s.%s FROM ONLY %s s WHERE s.%s %s $1 FOR NO KEY UPDATE",
-						pair->source_key, pair->source_sql, pair->source_key,
-						pair->key_op[BTEqualStrategyNumber]);
-	return psprintf("SELECT s.ctid, s.%s FROM ONLY %s s WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1)"
-					" ORDER BY s.%s USING %s FOR NO KEY UPDATE SKIP LOCKED",
-					pair->source_key, pair->source_sql,
-					pair->source_key, pair->key_op[BTLessStrategyNumber]);
 }
 
 /* Settle locked rows by place. */
@@ -279,6 +255,12 @@ column_pending_index(const BbfJob *job, const BbfPair *pair)
 
 const BbfMode bbf_mode_column = {
 	.name = "column",
+	.index = "pending_idx",
+	.writes_source = true,
+	.without_foreign_key = "A source row and its target row that two overlapping transactions insert may count as pending until the next sweep.",
+	.decide_code = SPI_OK_UPDATE,
+	.write_code = SPI_OK_UPDATE_RETURNING,
+	.right_code = SPI_OK_UPDATE,
 	.check = bbf_column_check,
 	.describe = bbf_column_describe,
 	.missing = bbf_column_missing,
@@ -288,7 +270,7 @@ const BbfMode bbf_mode_column = {
 	.uninstall = bbf_column_uninstall,
 	.finish_fill = bbf_column_finish_fill,
 	.candidates = column_candidates,
-	.lock = column_lock,
+	.lock = bbf_mode_lock_source,
 	.decide = column_decide,
 	.undecided = column_undecided,
 	.write_at_once = column_write_at_once,

@@ -193,6 +193,7 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 				 errhint("Use ALTER TABLE ... ALTER COLUMN ... SET NOT NULL, or name another column as source_key.")));
 	pair->source_eq_target = operator_sql(eq);
 	pair->key_collation = skey.collation;
+	pair->key_opfamily = skey.opfamily;
 	pair->target_key_unique = tkey.unique;
 }
 

@@ -29,6 +29,7 @@ typedef struct BbfPair
 	Oid			target_key_type;	/* base type of the target key */
 	Oid			group_type;
 	Oid			key_collation;
+	Oid			key_opfamily;
 	char	   *key_op[BTMaxStrategyNumber + 1];	/* source key OP key */
 	char	   *target_key_op[BTMaxStrategyNumber + 1]; /* target key OP key */
 	char	   *source_eq_target;	/* source key = target key */

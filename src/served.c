@@ -145,10 +145,10 @@ bbf_served_become(Oid owner, Oid *save_userid, int *save_context)
  * the entry stale.
  */
 static const char *
-rights_lost(const BbfServed *served)
+rights_lost(const BbfServed *served, bool locks_source)
 {
 	if (pg_class_aclcheck(served->source, served->owner, ACL_SELECT) != ACLCHECK_OK ||
-		pg_class_aclcheck(served->source, served->owner, ACL_UPDATE) != ACLCHECK_OK)
+		(locks_source && pg_class_aclcheck(served->source, served->owner, ACL_UPDATE) != ACLCHECK_OK))
 		return "The source's owner has no right to read and update it.";
 	if (pg_class_aclcheck(served->target, served->owner, ACL_SELECT) != ACLCHECK_OK)
 		return "The source's owner has no right to read the target.";
@@ -191,9 +191,10 @@ build(BbfServed *served, const char *name)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("%s is missing", missing)));
 	served->owner = pair->owner;
+	served->table = mode->table ? MemoryContextStrdup(served->context, mode->table(job, pair)) : NULL;
 	served->source_schema = get_rel_namespace(pair->source);
 	served->target_schema = get_rel_namespace(pair->target);
-	served->rights_lost = rights_lost(served);
+	served->rights_lost = rights_lost(served, mode->writes_source || !pair->target_key_unique);
 	if (served->rights_lost)
 		return;					/* there is no use for statements */
 	init_key(&served->source_key, pair->source_key_att, pair->key_type,

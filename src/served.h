@@ -36,6 +36,7 @@ typedef struct BbfServed
 	Oid			source_schema;
 	Oid			target_schema;
 	Oid			owner;
+	char	   *table;			/* of pending keys, quoted; NULL: none */
 	const char *rights_lost;	/* what the owner lacks, or NULL */
 	BbfKeyColumn	source_key;
 	BbfKeyColumn	target_key;

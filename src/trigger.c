@@ -53,6 +53,7 @@
 PG_FUNCTION_INFO_V1(bgw_backfill_target_changed);
 PG_FUNCTION_INFO_V1(bgw_backfill_source_changed);
 PG_FUNCTION_INFO_V1(bgw_backfill_target_truncated);
+PG_FUNCTION_INFO_V1(bgw_backfill_source_truncated);
 
 /* keys given to one execution of a saved statement */
 #define KEYS_AT_ONCE 10000
@@ -312,35 +313,66 @@ bgw_backfill_target_changed(PG_FUNCTION_ARGS)
 	return follow(fcinfo, false);
 }
 
-/* On a source, AFTER INSERT, UPDATE; arguments as above. */
+/* On a source, AFTER INSERT, UPDATE, DELETE; arguments as above. */
 Datum
 bgw_backfill_source_changed(PG_FUNCTION_ARGS)
 {
 	return follow(fcinfo, true);
 }
 
-/* On a target, AFTER TRUNCATE; argument: the job's name. */
-Datum
-bgw_backfill_target_truncated(PG_FUNCTION_ARGS)
+/* The job that a TRUNCATE trigger serves; NULL if it cannot be served. */
+static BbfServed *
+truncated(FunctionCallInfo fcinfo, bool of_source)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	const char *name;
-	BbfServed  *served;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event) ||
 		trigdata->tg_trigger->tgnargs < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be called by a TRUNCATE trigger of a job",
-						"target_truncated")));
-	name = trigdata->tg_trigger->tgargs[0];
-	served = bbf_served_get(name, trigdata->tg_relation, false, false);
+						of_source ? "source_truncated" : "target_truncated")));
+	return bbf_served_get(trigdata->tg_trigger->tgargs[0], trigdata->tg_relation, of_source, false);
+}
+
+/* On a target, AFTER TRUNCATE; argument: the job's name. */
+Datum
+bgw_backfill_target_truncated(PG_FUNCTION_ARGS)
+{
+	BbfServed  *served = truncated(fcinfo, false);
+
 	if (served == NULL)
 		return PointerGetDatum(NULL);
 	SPI_connect();
-	bbf_job_restart_fill(name);
+	bbf_job_restart_fill(((TriggerData *) fcinfo->context)->tg_trigger->tgargs[0]);
 	SPI_finish();
 	bbf_wake_at_commit();
+	bbf_served_release(served);
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * On a source, AFTER TRUNCATE; argument: the job's name.  Nothing is pending any
+ * more.  The source is locked against everybody, and so no batch is between.
+ */
+Datum
+bgw_backfill_source_truncated(PG_FUNCTION_ARGS)
+{
+	BbfServed  *served = truncated(fcinfo, true);
+	Oid			save_userid;
+	int			save_context;
+	int			nestlevel;
+
+	if (served == NULL)
+		return PointerGetDatum(NULL);
+	bbf_served_become(served->owner, &save_userid, &save_context);
+	nestlevel = bbf_session_pin();
+	SPI_connect();
+	if (served->table && SPI_execute(psprintf("TRUNCATE ONLY %s", served->table), false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not truncate %s", served->table);
+	SPI_finish();
+	bbf_session_unpin(nestlevel);
+	SetUserIdAndSecContext(save_userid, save_context);
 	bbf_served_release(served);
 	return PointerGetDatum(NULL);
 }

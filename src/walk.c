@@ -37,6 +37,7 @@
 #include "catalog/pg_type.h"
 #include "mode.h"
 #include "portability/instr_time.h"
+#include "prune.h"
 #include "shape.h"
 #include "storage/itemptr.h"
 #include "storage/proc.h"
@@ -243,6 +244,13 @@ limit_waits(const BbfJob *job)
 	bbf_txn_lock_timeout(Max(Min(timeout, DeadlockTimeout / 2), 1));
 }
 
+/* The table that the mode writes to. */
+static const char *
+written_table(Walk *walk)
+{
+	return walk->mode->table ? walk->mode->table(walk->job, walk->pair) : walk->pair->source_sql;
+}
+
 /*
  * Statement 3.  Returns how many rows were written.  A trigger that suppresses
  * our write would make every sweep find the same rows: say so.
@@ -256,7 +264,7 @@ decide(Walk *walk, const RowSet *locked)
 	char	   *key;
 
 	written = statement(walk->job, walk->mode->decide(walk->job, walk->pair),
-						1, types, values, NULL, SPI_OK_UPDATE);
+						1, types, values, NULL, walk->mode->decide_code);
 	if (written >= locked->n)
 		return written;
 	statement(walk->job, walk->mode->undecided(walk->job, walk->pair),
@@ -265,9 +273,9 @@ decide(Walk *walk, const RowSet *locked)
 	if (key)
 		ereport(ERROR,
 				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-				 errmsg("an update of table %s was suppressed", walk->pair->source_sql),
+				 errmsg("a write to table %s was suppressed", written_table(walk)),
 				 errdetail("The row with key %s was not written.", key),
-				 errhint("Look for a BEFORE UPDATE trigger that returns NULL.")));
+				 errhint("Look for a BEFORE trigger that returns NULL.")));
 	return written;
 }
 
@@ -317,7 +325,7 @@ write_at_once(Walk *walk, const RowSet *candidates, RowSet *written)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		statement(walk->job, sql, 1, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+		statement(walk->job, sql, 1, types, values, NULL, walk->mode->write_code);
 		*written = take_rows(walk->pair);
 		ReleaseCurrentSubTransaction();
 	}
@@ -353,7 +361,7 @@ put_right(Walk *walk, const RowSet *written)
 
 	bbf_session_harden();
 	return (int64) statement(walk->job, walk->mode->put_right(walk->job, walk->pair),
-							 1, types, values, NULL, SPI_OK_UPDATE);
+							 1, types, values, NULL, walk->mode->right_code);
 }
 
 /* Settle the candidates of a range; returns how many rows have changed. */
@@ -383,6 +391,22 @@ settle_candidates(Walk *walk, const RowSet *candidates)
 }
 
 /*
+ * In a sweep, the other direction: the rows of a table of pending keys that
+ * should not be there.  The last range has no end, so that no key is left out.
+ */
+static int64
+prune_range(Walk *walk, bool last)
+{
+	int64		pruned;
+
+	bbf_txn_arm(bbf_job_setting(walk->job, BBF_STATEMENT_TIMEOUT));
+	pruned = bbf_prune_range(walk->job, walk->pair, walk->bounded ? &walk->low : NULL,
+							 last ? NULL : &walk->high);
+	bbf_txn_disarm();
+	return pruned;
+}
+
+/*
  * One batch, in the transaction that the caller began and will commit.  sweep:
  * compare in both directions.
  */
@@ -397,8 +421,15 @@ bbf_walk_batch(BbfJob *job, bool sweep)
 	RowSet		candidates;
 	char	   *range_end;
 
+	if (job->high_mark == NULL && begin(walk))
+		return BBF_WALK_MORE;
 	if (job->high_mark == NULL)
-		return begin(walk) ? BBF_WALK_MORE : BBF_WALK_DONE;
+	{
+		/* the source is empty, and so should the table of pending keys be */
+		if (sweep && walk->mode->stale)
+			prune_range(walk, true);
+		return BBF_WALK_DONE;
+	}
 	if (job->cursor && strcmp(job->cursor, job->high_mark) == 0)
 		return bbf_job_next_skipped(job) ? BBF_WALK_SKIPPED : BBF_WALK_DONE;
 
@@ -407,6 +438,8 @@ bbf_walk_batch(BbfJob *job, bool sweep)
 	candidates = find_candidates(walk);
 	if (candidates.n > 0)
 		batch.changed = settle_candidates(walk, &candidates);
+	if (sweep && walk->mode->stale)
+		batch.changed += prune_range(walk, strcmp(range_end, job->high_mark) == 0);
 	INSTR_TIME_SET_CURRENT(end);
 	INSTR_TIME_SUBTRACT(end, start);
 	batch.cursor = range_end;

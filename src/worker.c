@@ -26,6 +26,7 @@
 #include "outcome.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
+#include "prune.h"
 #include "scan.h"
 #include "shmem.h"
 #include "throttle.h"
@@ -42,6 +43,7 @@
 #define TURN_MS				10000	/* before others who wait get the place */
 #define INDEX_RETRY_MS		1000	/* while another index is being built */
 #define SKIPPED_AT_ONCE		16		/* remembered rows tried between batches */
+#define PRUNES_AT_ONCE		10		/* batches of pruning after a scan */
 
 static MemoryContext step_context;
 static List *checked_jobs = NIL;	/* names, in TopMemoryContext */
@@ -162,6 +164,27 @@ index_step(BbfJob *job)
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), INDEX_RETRY_MS);
 }
 
+/*
+ * After a scan: a few batches of pruning, where the mode has a table to prune.
+ * The rows after them come after the next scans, in turn.
+ */
+static void
+prune(const char *name)
+{
+	for (int i = 0; i < PRUNES_AT_ONCE; i++)
+	{
+		BbfJob	   *job = begin_and_load(name);
+		bool		more;
+
+		if (job == NULL)
+			return;
+		more = bbf_mode_lookup(job->mode)->stale && job->phase == BBF_PHASE_LIVE && bbf_prune_batch(job);
+		bbf_txn_commit();
+		if (!more)
+			return;
+	}
+}
+
 /* Phase live: the index, the pending scan, then a sweep if one is due. */
 static TimestampTz
 live_step(BbfJob *job)
@@ -177,6 +200,7 @@ live_step(BbfJob *job)
 		bbf_job_clear_retries(job);
 		bbf_txn_commit();
 		bbf_outcome_in_scan(false);
+		prune(job->name);
 		set_checked(job->name, false);	/* before the next scan */
 		job->scan_at = GetCurrentTimestamp();
 		return bbf_job_next_due(job);
