@@ -73,6 +73,14 @@ CREATE TABLE bgw_backfill.job_state (
 	mismatches		bigint,
 	stale_pruned	bigint NOT NULL DEFAULT 0,
 	prune_cursor	text,
+	watermark		text,
+	next_mark		text,
+	next_mark_xid	text,
+	pass_mark		text,
+	pass_cursor		text,
+	pass_end		text,
+	pass_at			timestamptz,
+	files			text,
 	sweep_request	bigint NOT NULL DEFAULT 0,
 	sweep_started_at timestamptz,
 	sweep_mismatches bigint NOT NULL DEFAULT 0,
@@ -98,6 +106,10 @@ COMMENT ON COLUMN bgw_backfill.job_state.walk_cursor IS 'last key of the source 
 COMMENT ON COLUMN bgw_backfill.job_state.index_percent IS 'how far an index build was seen to be that had to be given up';
 COMMENT ON COLUMN bgw_backfill.job_state.batch_at IS 'end of the last batch; the next one is due batch_sleep later';
 COMMENT ON COLUMN bgw_backfill.job_state.prune_cursor IS 'last key of the table of pending keys that the pruning is done with, as text; it begins anew at the end';
+COMMENT ON COLUMN bgw_backfill.job_state.watermark IS 'mode watermark: all rows up to this key have been looked at after their transactions had ended, as text';
+COMMENT ON COLUMN bgw_backfill.job_state.next_mark IS 'the key to which the watermark rises next, once next_mark_xid has ended';
+COMMENT ON COLUMN bgw_backfill.job_state.pass_mark IS 'the key to which the watermark rises when the pass under way is done';
+COMMENT ON COLUMN bgw_backfill.job_state.files IS 'mode watermark: the tables'' files, by which a TRUNCATE is noticed';
 COMMENT ON COLUMN bgw_backfill.job_state.high_mark IS 'key at which the current walk ends, as text';
 
 CREATE TABLE bgw_backfill.job_skipped (
@@ -226,7 +238,7 @@ CREATE FUNCTION bgw_backfill.effective_settings(settings text[]) RETURNS jsonb
 				WHERE split_part(x, '=', 1) = substr(p.name, 14)) o ON true
 		WHERE p.name IN ('bgw_backfill.batch_size', 'bgw_backfill.batch_sleep', 'bgw_backfill.lock_timeout',
 			'bgw_backfill.statement_timeout', 'bgw_backfill.scan_interval', 'bgw_backfill.scan_timeout',
-			'bgw_backfill.verify_interval'));
+			'bgw_backfill.verify_interval', 'bgw_backfill.lookback'));
 COMMENT ON FUNCTION bgw_backfill.effective_settings(text[]) IS 'each per-job setting, its value and where that comes from';
 
 CREATE VIEW bgw_backfill.visible_job WITH (security_barrier) AS
@@ -259,7 +271,7 @@ SELECT q.job, q.source, q.target, q.mode, q.phase, q.state, q.percent, q.rows_do
 		THEN pg_catalog.date_trunc('second', pg_catalog.make_interval(
 			secs => least(greatest(q.rows_total - q.rows_done, 0) / q.rows_per_second, 1e9))) END AS eta,
 	q.fill_ms, q.waiting_for, q.waited, q.errors, q.last_error, q.last_error_at, q.started_at,
-	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.stale_pruned, q.worker_pid,
+	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.stale_pruned, q.watermark, q.worker_pid,
 	pg_catalog.format('[%s%s] %s%%',
 		pg_catalog.repeat('#', pg_catalog.floor(q.percent / 5)::integer),
 		pg_catalog.repeat('.', 20 - pg_catalog.floor(q.percent / 5)::integer),
@@ -299,7 +311,7 @@ FROM (
 		CASE WHEN w.waiting_for IS NOT NULL THEN pg_catalog.clock_timestamp() - w.waiting_since
 			WHEN s.waiting_for IS NOT NULL THEN pg_catalog.clock_timestamp() - s.waiting_since END AS waited,
 		s.errors, s.last_error, s.last_error_at, s.started_at, s.phase_started_at, s.live_since,
-		s.verified_at, s.mismatches, s.stale_pruned, coalesce(w.pid, ow.pid) AS worker_pid
+		s.verified_at, s.mismatches, s.stale_pruned, s.watermark, coalesce(w.pid, ow.pid) AS worker_pid
 	FROM bgw_backfill.visible_job j
 		JOIN bgw_backfill.job_state s ON s.job = j.job
 		LEFT JOIN bgw_backfill.worker_status() w ON w.job = j.job

@@ -321,7 +321,7 @@ bgw_backfill_configure(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("unrecognized per-job setting: \"%s\"", setting_name),
-				 errhint("The per-job settings are batch_size, batch_sleep, lock_timeout, statement_timeout, scan_interval, scan_timeout and verify_interval.")));
+				 errhint("The per-job settings are batch_size, batch_sleep, lock_timeout, statement_timeout, scan_interval, scan_timeout, verify_interval and lookback.")));
 	name = bbf_guc_name(setting) + strlen("bgw_backfill.");
 	if (value == NULL)
 		update_job(job->name, "settings = ARRAY(SELECT s FROM pg_catalog.unnest(settings) s"

@@ -319,8 +319,9 @@ bbf_check_report(const BbfJob *job)
 	ereport(NOTICE, (errmsg("job \"%s\" would run as role \"%s\" in mode \"%s\"",
 							job->name, job->owner, job->mode)));
 	ereport(NOTICE, (errmsg_internal("%s", mode->describe(job, source))));
-	ereport(NOTICE, (errmsg("triggers on %s and %s, view %s and index %s would be created",
-							pair->target_sql, pair->source_sql,
+	ereport(NOTICE, (errmsg("%sview %s and index %s would be created",
+							mode->triggers(job, pair) == NIL ? "" :
+							psprintf("triggers on %s and %s, ", pair->target_sql, pair->source_sql),
 							quote_qualified_identifier(pair->schema, bbf_job_object(job, "pending")),
 							quote_identifier(bbf_job_object(job, mode->index)))));
 	ereport(NOTICE, (errmsg("about %.0f source rows would be walked in about %.0f batches of %d; about %.0f rows would be written",

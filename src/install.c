@@ -191,7 +191,8 @@ bbf_install_run(BbfJob *job)
 	ListCell   *lc;
 
 	check_owners(job, pair);
-	lock_both(job, pair, mode->source_lock(job, pair));
+	if (mode->source_lock(job, pair) != NoLock)
+		lock_both(job, pair, mode->source_lock(job, pair));
 	pair = bbf_pair_load(job);	/* what was read before the locks is a guess */
 	check_owners(job, pair);
 

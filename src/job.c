@@ -120,6 +120,14 @@ read_state(BbfJob *job)
 	job->sweep_started_at = DatumGetTimestampTz(column("sweep_started_at"));
 	job->sweep_mismatches = DatumGetInt64(column("sweep_mismatches"));
 	job->prune_cursor = text_column("prune_cursor");
+	job->watermark = text_column("watermark");
+	job->next_mark = text_column("next_mark");
+	job->next_mark_xid = text_column("next_mark_xid");
+	job->pass_mark = text_column("pass_mark");
+	job->pass_cursor = text_column("pass_cursor");
+	job->pass_end = text_column("pass_end");
+	job->pass_at = DatumGetTimestampTz(column("pass_at"));
+	job->files = text_column("files");
 	job->scan_at = DatumGetTimestampTz(column("scan_at"));
 	job->scan_cycle = DatumGetInt64(column("scan_cycle"));
 	job->scan_group = text_column("scan_group");
@@ -307,10 +315,12 @@ bbf_job_next_due(const BbfJob *job)
 	return Max(due, job->retry_at);
 }
 
-/* When a live job is due for a pending scan. */
+/* When a live job is due for a pending scan, or for the next batch of the pass before it. */
 TimestampTz
 bbf_job_next_scan(const BbfJob *job)
 {
+	if (job->pass_end != NULL)
+		return bbf_job_next_batch(job); /* of the pass before the scan */
 	return job->scan_at == 0 ? 1 :
 		TimestampTzPlusMilliseconds(job->scan_at,
 									1000 * (int64) bbf_job_setting(job, BBF_SCAN_INTERVAL));

@@ -75,6 +75,14 @@ typedef struct BbfJob
 	TimestampTz sweep_started_at;	/* 0: no sweep is under way */
 	int64		sweep_mismatches;
 	char	   *prune_cursor;	/* NULL: at the start */
+	char	   *watermark;		/* NULL: none yet */
+	char	   *next_mark;		/* where it rises to next; NULL: not known yet */
+	char	   *next_mark_xid;
+	char	   *pass_mark;		/* where it rises to after this pass; NULL: it stays */
+	char	   *pass_cursor;
+	char	   *pass_end;		/* NULL: no pass is under way */
+	TimestampTz pass_at;		/* end of the last pass, or 0 */
+	char	   *files;			/* of the tables, at the last pass */
 	TimestampTz scan_at;
 	int64		scan_cycle;
 	char	   *scan_group;		/* where the next scan begins; NULL: at the start */

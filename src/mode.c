@@ -34,18 +34,13 @@ bbf_mode_lock_source(const BbfJob *job, const BbfPair *pair, bool by_key)
 const BbfMode *
 bbf_mode_lookup(const char *name)
 {
-	static const BbfMode *const modes[] = {&bbf_mode_column, &bbf_mode_sidecar};
+	static const BbfMode *const modes[] = {&bbf_mode_column, &bbf_mode_sidecar, &bbf_mode_watermark};
 
 	for (int i = 0; i < (int) lengthof(modes); i++)
 	{
 		if (strcmp(name, modes[i]->name) == 0)
 			return modes[i];
 	}
-	if (strcmp(name, "watermark") == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("mode \"%s\" is not supported yet", name),
-				 errhint("Use mode => 'column' or 'sidecar'.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unrecognized mode: \"%s\"", name),

@@ -65,6 +65,9 @@ typedef struct BbfMode
 	/* are source rows updated, so that the source must bear it? */
 	bool		writes_source;
 
+	/* is there no trigger, so that passes over the newest keys have to find them? */
+	bool		passes;
+
 	/* what a missing foreign key means, as a sentence for track(dry_run) */
 	const char *without_foreign_key;
 
@@ -80,7 +83,7 @@ typedef struct BbfMode
 	/* the triggers it needs, as a list of BbfTriggerDef */
 	List	   *(*triggers) (const BbfJob *job, const BbfPair *pair);
 
-	/* the lock that install needs on the source */
+	/* the lock that install needs on the source; NoLock: none, nor on the target */
 	LOCKMODE	(*source_lock) (const BbfJob *job, const BbfPair *pair);
 
 	/* make what is missing but the triggers; both tables are locked */
@@ -141,6 +144,7 @@ typedef struct BbfMode
 
 extern const BbfMode bbf_mode_column;
 extern const BbfMode bbf_mode_sidecar;
+extern const BbfMode bbf_mode_watermark;
 
 extern const BbfMode *bbf_mode_lookup(const char *name);
 extern char *bbf_mode_range(const char *column, char *const *op, bool bounded);

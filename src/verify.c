@@ -10,6 +10,7 @@
 #include "postgres.h"
 
 #include "verify.h"
+#include "watermark.h"
 
 /* One batch of a sweep. */
 BbfWalkStep
@@ -19,6 +20,7 @@ bbf_verify_step(BbfJob *job)
 
 	if (step == BBF_WALK_DONE)
 	{
+		bbf_watermark_end_walk(job);
 		bbf_job_end_sweep(job);
 		if (job->phase == BBF_PHASE_VERIFY)
 			bbf_job_enter_phase(job, BBF_PHASE_LIVE);

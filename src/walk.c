@@ -51,6 +51,7 @@
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "walk.h"
+#include "watermark.h"
 
 /* how long the quick way may wait for a lock while it holds others */
 #define WRITE_WAIT_MS 10
@@ -135,6 +136,7 @@ begin(Walk *walk)
 			  0, NULL, NULL, NULL, SPI_OK_SELECT);
 	high = first_key(pair);
 	bbf_job_begin_walk(walk->job, high, (int64) bbf_shape_estimate_rows(pair->source));
+	bbf_watermark_begin_walk(walk->job);
 	return high != NULL;
 }
 
@@ -448,6 +450,29 @@ bbf_walk_batch(BbfJob *job, bool sweep)
 	bbf_job_save_batch(job, &batch, sweep);
 	job->batch_at = GetCurrentTimestamp();
 	return BBF_WALK_MORE;
+}
+
+/*
+ * One batch of a pass over the keys above cursor (NULL: from the beginning) up to
+ * end; returns the key that it came to.  Nothing of it is counted as the job's walk.
+ */
+char *
+bbf_walk_pass_batch(BbfJob *job, const char *cursor, const char *end)
+{
+	BbfJob	   *pass = palloc(sizeof(BbfJob));
+	Walk	   *walk;
+	RowSet		candidates;
+	char	   *range_end;
+
+	*pass = *job;
+	pass->cursor = cursor ? pstrdup(cursor) : NULL;
+	pass->high_mark = pstrdup(end);
+	walk = make_walk(pass, true);
+	(void) next_range(walk, bbf_throttle_batch_size(job), &range_end);
+	candidates = find_candidates(walk);
+	if (candidates.n > 0)
+		(void) settle_candidates(walk, &candidates);
+	return range_end;
 }
 
 /*

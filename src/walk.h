@@ -15,6 +15,7 @@ typedef enum BbfWalkStep
 } BbfWalkStep;
 
 extern BbfWalkStep bbf_walk_batch(BbfJob *job, bool sweep);
+extern char *bbf_walk_pass_batch(BbfJob *job, const char *cursor, const char *end);
 extern bool bbf_walk_skipped(BbfJob *job, bool sweep, bool wait);
 
 #endif							/* BBF_WALK_H */

@@ -37,13 +37,14 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "verify.h"
+#include "watermark.h"
 #include "worker.h"
 
 #define LINGER_MS			2000	/* rather than exit and be started again */
 #define TURN_MS				10000	/* before others who wait get the place */
 #define INDEX_RETRY_MS		1000	/* while another index is being built */
 #define SKIPPED_AT_ONCE		16		/* remembered rows tried between batches */
-#define PRUNES_AT_ONCE		10		/* batches of pruning after a scan */
+#define PRUNES_AT_ONCE		50		/* batches of pruning after a scan */
 
 static MemoryContext step_context;
 static List *checked_jobs = NIL;	/* names, in TopMemoryContext */
@@ -185,7 +186,7 @@ prune(const char *name)
 	}
 }
 
-/* Phase live: the index, the pending scan, then a sweep if one is due. */
+/* Phase live: the index, the pending scan (and the pass before it), then a sweep if one is due. */
 static TimestampTz
 live_step(BbfJob *job)
 {
@@ -193,6 +194,13 @@ live_step(BbfJob *job)
 
 	if (!bbf_index_is_there(job))
 		bbf_job_enter_phase(job, BBF_PHASE_INDEX);
+	else if (bbf_job_next_scan(job) <= now && bbf_watermark_is_due(job))
+	{
+		bbf_watermark_step(job);
+		bbf_job_clear_retries(job);
+		bbf_txn_commit();
+		return bbf_job_next_due(job);
+	}
 	else if (bbf_job_next_scan(job) <= now)
 	{
 		bbf_outcome_in_scan(true);
