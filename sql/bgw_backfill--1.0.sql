@@ -39,12 +39,14 @@ CREATE TABLE bgw_backfill.job (
 	uninstall		boolean NOT NULL DEFAULT false,
 	drop_objects	boolean NOT NULL DEFAULT true,
 	verify_requests	bigint NOT NULL DEFAULT 0,
+	successor_of	text UNIQUE,
 	created_at		timestamptz NOT NULL DEFAULT now(),
 	UNIQUE (database_oid, source_oid, flag_column)
 );
 COMMENT ON TABLE bgw_backfill.job IS 'configuration of each job; a change wakes the launcher';
 COMMENT ON COLUMN bgw_backfill.job.database_oid IS 'with system_id and the tables'' OIDs the fingerprint of where this job was tracked';
 COMMENT ON COLUMN bgw_backfill.job.role_oid IS 'the owner, where the fingerprint holds';
+COMMENT ON COLUMN bgw_backfill.job.successor_of IS 'the job whose place this one takes once it is verified; nobody sees it before';
 COMMENT ON COLUMN bgw_backfill.job.settings IS 'per-job settings as name=value';
 
 CREATE TABLE bgw_backfill.job_state (
@@ -81,6 +83,7 @@ CREATE TABLE bgw_backfill.job_state (
 	pass_end		text,
 	pass_at			timestamptz,
 	files			text,
+	switch_xid		text,
 	sweep_request	bigint NOT NULL DEFAULT 0,
 	sweep_started_at timestamptz,
 	sweep_mismatches bigint NOT NULL DEFAULT 0,
@@ -250,8 +253,9 @@ FROM bgw_backfill.job j
 			THEN c.oid = j.source_oid
 			ELSE n.nspname = j.source_schema AND c.relname = j.source_name END
 	LEFT JOIN pg_catalog.pg_roles r ON r.rolname = j.owner
-WHERE pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')
-	OR pg_catalog.pg_has_role(coalesce(c.relowner, r.oid), 'MEMBER');
+WHERE j.successor_of IS NULL
+	AND (pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')
+		OR pg_catalog.pg_has_role(coalesce(c.relowner, r.oid), 'MEMBER'));
 COMMENT ON VIEW bgw_backfill.visible_job IS 'the jobs that the current user may see';
 
 CREATE VIEW bgw_backfill.jobs WITH (security_barrier) AS
@@ -271,7 +275,7 @@ SELECT q.job, q.source, q.target, q.mode, q.phase, q.state, q.percent, q.rows_do
 		THEN pg_catalog.date_trunc('second', pg_catalog.make_interval(
 			secs => least(greatest(q.rows_total - q.rows_done, 0) / q.rows_per_second, 1e9))) END AS eta,
 	q.fill_ms, q.waiting_for, q.waited, q.errors, q.last_error, q.last_error_at, q.started_at,
-	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.stale_pruned, q.watermark, q.worker_pid,
+	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.stale_pruned, q.watermark, q.rebuilding, q.worker_pid,
 	pg_catalog.format('[%s%s] %s%%',
 		pg_catalog.repeat('#', pg_catalog.floor(q.percent / 5)::integer),
 		pg_catalog.repeat('.', 20 - pg_catalog.floor(q.percent / 5)::integer),
@@ -311,9 +315,20 @@ FROM (
 		CASE WHEN w.waiting_for IS NOT NULL THEN pg_catalog.clock_timestamp() - w.waiting_since
 			WHEN s.waiting_for IS NOT NULL THEN pg_catalog.clock_timestamp() - s.waiting_since END AS waited,
 		s.errors, s.last_error, s.last_error_at, s.started_at, s.phase_started_at, s.live_since,
-		s.verified_at, s.mismatches, s.stale_pruned, s.watermark, coalesce(w.pid, ow.pid) AS worker_pid
+		s.verified_at, s.mismatches, s.stale_pruned, s.watermark,
+		CASE
+			WHEN n.uninstall THEN pg_catalog.format('mode %s: given up', n.mode)
+			WHEN ns.health <> 'ok' THEN pg_catalog.format('mode %s: %s: %s', n.mode, ns.health, ns.last_error)
+			WHEN ns.phase IN ('fill', 'verify') AND ns.rows_total > 0
+				THEN pg_catalog.format('mode %s: %s, %s %%', n.mode, ns.phase,
+					least(99, pg_catalog.floor(100.0 * ns.rows_done / ns.rows_total)))
+			WHEN n.job IS NOT NULL THEN pg_catalog.format('mode %s: %s%s', n.mode,
+				CASE WHEN ns.phase = 'live' THEN 'verified' ELSE ns.phase END, ', waits for ' || ns.waiting_for)
+		END AS rebuilding,
+		coalesce(w.pid, ow.pid) AS worker_pid
 	FROM bgw_backfill.visible_job j
 		JOIN bgw_backfill.job_state s ON s.job = j.job
+		LEFT JOIN (bgw_backfill.job n JOIN bgw_backfill.job_state ns ON ns.job = n.job) ON n.successor_of = j.job
 		LEFT JOIN bgw_backfill.worker_status() w ON w.job = j.job
 		LEFT JOIN LATERAL (SELECT x.pid FROM bgw_backfill.worker_status() x
 			WHERE x.owner = j.owner_oid AND s.phase <> 'live' LIMIT 1) ow ON true

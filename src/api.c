@@ -14,6 +14,7 @@
 #include "guc.h"
 #include "job.h"
 #include "mode.h"
+#include "move.h"
 #include "shmem.h"
 #include "txn.h"
 #include "utils/builtins.h"
@@ -171,7 +172,7 @@ own_job(const char *name)
 	BbfJob	   *job = bbf_job_load(name);
 	Oid			owner;
 
-	if (job == NULL)
+	if (job == NULL || job->successor_of)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("job \"%s\" does not exist", name),
@@ -187,14 +188,15 @@ own_job(const char *name)
 	return job;
 }
 
-/* Change a job's configuration, which wakes the launcher. */
+/* Change a job's configuration, and its successor's, which wakes the launcher. */
 static void
 update_job(const char *name, const char *assignments, const char *value)
 {
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(name), value ? CStringGetTextDatum(value) : (Datum) 0};
 
-	bbf_txn_catalog(psprintf("UPDATE bgw_backfill.job SET %s WHERE job OPERATOR(pg_catalog.=) $1",
+	bbf_txn_catalog(psprintf("UPDATE bgw_backfill.job SET %s WHERE job OPERATOR(pg_catalog.=) $1"
+							 " OR successor_of OPERATOR(pg_catalog.=) $1",
 							 assignments),
 					value ? 2 : 1, types, values, NULL, SPI_OK_UPDATE);
 }
@@ -204,6 +206,7 @@ Datum
 bgw_backfill_untrack(PG_FUNCTION_ARGS)
 {
 	BbfJob	   *job;
+	char	   *successor;
 
 	refuse_in_recovery("untrack");
 	SPI_connect();
@@ -211,6 +214,8 @@ bgw_backfill_untrack(PG_FUNCTION_ARGS)
 	if (!OidIsValid(bbf_job_source(job)) && !OidIsValid(bbf_job_target(job)))
 	{
 		bbf_job_delete(job->name);
+		if ((successor = bbf_job_successor(job->name)) != NULL)
+			bbf_job_delete(successor);
 		ereport(NOTICE,
 				(errmsg("the tables of job \"%s\" are gone, job removed", job->name)));
 	}
@@ -251,6 +256,7 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 	Oid			source;
 	Oid			target;
 	Oid			owner;
+	char	   *successor;
 
 	refuse_in_recovery("resume");
 	SPI_connect();
@@ -270,9 +276,17 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 	update_job(job->name, job->health == BBF_HEALTH_OK ? "paused = false" :
 			   "paused = false, verify_requests = verify_requests OPERATOR(pg_catalog.+) 1", NULL);
 	bbf_job_set_well(job->name);
+	if ((successor = bbf_job_successor(job->name)) != NULL)
+		bbf_job_set_well(successor);
 	if (job->health == BBF_HEALTH_HELD || !bbf_job_same_place(job) || !bbf_job_belongs_to(job, owner))
 	{
 		bbf_job_adopt(job, source, target, owner);
+		if (successor)
+		{
+			/* a move that was under way elsewhere is given up */
+			bbf_job_adopt(bbf_job_load(successor), source, target, owner);
+			bbf_move_request(job, job->mode);
+		}
 		job = bbf_job_load(job->name);
 		bbf_job_enter_phase(job, BBF_PHASE_INSTALL);
 	}
@@ -311,7 +325,17 @@ bgw_backfill_configure(PG_FUNCTION_ARGS)
 				 errmsg("job and setting must not be null")));
 	SPI_connect();
 	job = own_job(text_argument(fcinfo, 0));
-	if (strcmp(setting_name, "mode") == 0 || strcmp(setting_name, "handler") == 0 ||
+	if (strcmp(setting_name, "mode") == 0)
+	{
+		if (value == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("mode must not be null")));
+		bbf_move_request(job, value);
+		SPI_finish();
+		PG_RETURN_VOID();
+	}
+	if (strcmp(setting_name, "handler") == 0 ||
 		strcmp(setting_name, "pending_where") == 0 || strcmp(setting_name, "match_where") == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

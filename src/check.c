@@ -28,6 +28,20 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+/* The name of an object to be: nothing has it. */
+static void
+check_object_name(const char *object, Oid schema)
+{
+	if (OidIsValid(get_relname_relid(object, schema)) ||
+		OidIsValid(GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum(object),
+								   ObjectIdGetDatum(schema))))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_TABLE),
+				 errmsg("relation or type \"%s\" already exists", object),
+				 errdetail("The job's objects are named after it."),
+				 errhint("Give another name as job => '...'.")));
+}
+
 /* A name that the job's objects can be made of, and that is not in use. */
 static void
 check_name(const BbfJob *job, Oid schema)
@@ -50,18 +64,7 @@ check_name(const BbfJob *job, Oid schema)
 				 errmsg("job \"%s\" already exists", job->name),
 				 errhint("Give another name as job => '...', or end that job with bgw_backfill.untrack().")));
 	for (int i = 0; i < (int) lengthof(suffixes); i++)
-	{
-		char	   *object = bbf_job_object(job, suffixes[i]);
-
-		if (OidIsValid(get_relname_relid(object, schema)) ||
-			OidIsValid(GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum(object),
-									   ObjectIdGetDatum(schema))))
-			ereport(ERROR,
-					(errcode(ERRCODE_DUPLICATE_TABLE),
-					 errmsg("relation or type \"%s\" already exists", object),
-					 errdetail("The job's objects are named after it."),
-					 errhint("Give another name as job => '...'.")));
-	}
+		check_object_name(bbf_job_object(job, suffixes[i]), schema);
 }
 
 /* The owner's right on a schema. */
@@ -301,6 +304,27 @@ bbf_check_job(BbfJob *job)
 	check_trigger_names(mode->triggers(job, pair));
 	check_flag_is_free(job);
 
+	relation_close(target, AccessShareLock);
+	relation_close(source, AccessShareLock);
+}
+
+/*
+ * Check what is new in the successor of a job, which has been checked itself.
+ * shares_table: it brings no object of its own.
+ */
+void
+bbf_check_successor(BbfJob *job, bool shares_table)
+{
+	static const char *const suffixes[] = {"pending_idx", "sidecar", "sidecar_idx", "sidecar_key"};
+	const BbfMode *mode = bbf_mode_lookup(job->mode);
+	Relation	source = open_table(bbf_job_source(job), "source");
+	Relation	target = open_table(bbf_job_target(job), "target");
+
+	check_indexed(job, source, bbf_pair_load(job));
+	mode->check(job, source, target);
+	check_flag_is_free(job);
+	for (int i = mode->table ? 1 : 0; !shares_table && i < (mode->table ? (int) lengthof(suffixes) : 1); i++)
+		check_object_name(bbf_job_object(job, suffixes[i]), RelationGetNamespace(source));
 	relation_close(target, AccessShareLock);
 	relation_close(source, AccessShareLock);
 }

@@ -8,6 +8,7 @@
 #include "job.h"
 
 extern void bbf_check_job(BbfJob *job);
+extern void bbf_check_successor(BbfJob *job, bool shares_table);
 extern void bbf_check_report(const BbfJob *job);
 
 #endif							/* BBF_CHECK_H */

@@ -146,7 +146,8 @@ finish(const char *job_name)
 			bbf_txn_ddl(psprintf("COMMENT ON INDEX %s IS %s",
 							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(bbf_job_source(job))),
 														bbf_job_object(job, "pending_idx")),
-							 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))));
+							 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill",
+															bbf_job_display_name(job)))));
 		bbf_job_enter_phase(job, BBF_PHASE_VERIFY);
 	}
 	bbf_txn_commit();

@@ -168,6 +168,21 @@ lock_table(const char *table_sql, LOCKMODE mode, int timeout_ms)
 				 mode == AccessExclusiveLock ? "ACCESS EXCLUSIVE" : "SHARE ROW EXCLUSIVE"));
 }
 
+/*
+ * Both tables against everybody, for as short as lock_both(): no trigger can be
+ * dropped with less.
+ */
+void
+bbf_install_lock_alone(const BbfJob *job)
+{
+	BbfPair    *pair = bbf_pair_load(job);
+	int			timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
+
+	check_owners(job, pair);
+	lock_table(pair->target_sql, AccessExclusiveLock, Max(timeout / 2, 1));
+	lock_table(pair->source_sql, AccessExclusiveLock, Max(Min(timeout, DeadlockTimeout) / 2, 1));
+}
+
 /* Both tables, in the order that everybody takes them. */
 static void
 lock_both(const BbfJob *job, const BbfPair *pair, LOCKMODE source_mode)
@@ -176,6 +191,32 @@ lock_both(const BbfJob *job, const BbfPair *pair, LOCKMODE source_mode)
 
 	lock_table(pair->target_sql, ShareRowExclusiveLock, Max(timeout / 2, 1));
 	lock_table(pair->source_sql, source_mode, Max(Min(timeout, DeadlockTimeout) / 2, 1));
+}
+
+static void
+make_view(const BbfJob *job, const BbfPair *pair)
+{
+	bbf_txn_ddl(bbf_install_view_sql(job, pair));
+	bbf_txn_ddl(psprintf("COMMENT ON VIEW %s IS %s", view_name(job, pair),
+						 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))));
+}
+
+/*
+ * Put the triggers and the view of a job as it is from now on in the place of
+ * those of the job as it was and of its successor.  Both tables are locked.
+ */
+void
+bbf_install_switch(const BbfJob *before, const BbfJob *successor, const BbfJob *after, const BbfPair *pair)
+{
+	ListCell   *lc;
+
+	drop_triggers(before, pair->target, pair->target_sql, NIL);
+	drop_triggers(before, pair->source, pair->source_sql, NIL);
+	drop_triggers(successor, pair->target, pair->target_sql, NIL);
+	drop_triggers(successor, pair->source, pair->source_sql, NIL);
+	make_view(after, pair);
+	foreach(lc, bbf_mode_lookup(after->mode)->triggers(after, pair))
+		make_trigger(lfirst(lc), after, pair);
 }
 
 /*
@@ -202,9 +243,8 @@ bbf_install_run(BbfJob *job)
 	drop_triggers(job, pair->source, pair->source_sql, triggers);
 	foreach(lc, triggers)
 		make_trigger(lfirst(lc), job, pair);
-	bbf_txn_ddl(bbf_install_view_sql(job, pair));
-	bbf_txn_ddl(psprintf("COMMENT ON VIEW %s IS %s", view_name(job, pair),
-				 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))));
+	if (job->successor_of == NULL)
+		make_view(job, pair);
 
 	bbf_job_rename(job, pair->source, pair->target);
 	bbf_job_enter_phase(job, BBF_PHASE_FILL);
@@ -236,7 +276,7 @@ bbf_install_check(BbfJob *job)
 				missing = psprintf("trigger \"%s\"", def->name);
 		}
 	}
-	if (missing == NULL && !OidIsValid(find_view(job, pair)))
+	if (missing == NULL && job->successor_of == NULL && !OidIsValid(find_view(job, pair)))
 		missing = psprintf("view \"%s\"", bbf_job_object(job, "pending"));
 	if (missing == NULL)
 		return true;
@@ -245,6 +285,36 @@ bbf_install_check(BbfJob *job)
 			(errmsg("job \"%s\": %s is missing or altered, repairing", job->name, missing)));
 	bbf_job_enter_phase(job, BBF_PHASE_INSTALL);
 	return false;
+}
+
+/* Is the table of pending keys that of the job whose place this one was to take? */
+static bool
+shares_table(const BbfJob *job)
+{
+	BbfJob	   *other = job->successor_of ? bbf_job_load(job->successor_of) : NULL;
+
+	return other && bbf_mode_lookup(other->mode)->table == bbf_mode_lookup(job->mode)->table;
+}
+
+/*
+ * The source is gone, and with it its triggers; a table of pending keys and its
+ * view are not.
+ */
+static void
+drop_leftovers(const BbfJob *job)
+{
+	static const char *const suffixes[] = {"pending", "sidecar"};
+	Oid			schema = get_namespace_oid(job->source_schema, true);
+
+	for (int i = job->successor_of ? 1 : 0; OidIsValid(schema) && i < (int) lengthof(suffixes); i++)
+	{
+		char	   *name = bbf_job_object(job, suffixes[i]);
+		Oid			relid = get_relname_relid(name, schema);
+
+		if (OidIsValid(relid) && bbf_pair_owner(relid) == GetUserId() && !shares_table(job))
+			bbf_txn_ddl(psprintf("DROP %s %s", get_rel_relkind(relid) == RELKIND_VIEW ? "VIEW" : "TABLE",
+								 quote_qualified_identifier(job->source_schema, name)));
+	}
 }
 
 /*
@@ -268,9 +338,12 @@ bbf_install_undo(BbfJob *job)
 		lock_table(pair->source_sql, job->drop_objects ? AccessExclusiveLock : ShareRowExclusiveLock,
 				   Max(Min(timeout, DeadlockTimeout) / 2, 1));
 		drop_triggers(job, pair->source, pair->source_sql, NIL);
-		if (job->drop_objects && OidIsValid(find_view(job, pair)))
+		if (job->successor_of == NULL && job->drop_objects && OidIsValid(find_view(job, pair)))
 			bbf_txn_ddl(psprintf("DROP VIEW %s", view_name(job, pair)));
-		mode->uninstall(job, pair);
+		if (!shares_table(job))
+			mode->uninstall(job, pair);
 	}
+	else if (job->drop_objects && mode->table)
+		drop_leftovers(job);
 	bbf_job_delete(job->name);
 }

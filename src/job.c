@@ -89,6 +89,7 @@ read_configuration(BbfJob *job)
 	job->pending_where = text_column("pending_where");
 	job->match_where = text_column("match_where");
 	job->group_by = text_column("group_by");
+	job->successor_of = text_column("successor_of");
 	job->settings = text_column("settings_text");
 	job->paused = DatumGetBool(column("paused"));
 	job->uninstall = DatumGetBool(column("uninstall"));
@@ -127,6 +128,7 @@ read_state(BbfJob *job)
 	job->pass_cursor = text_column("pass_cursor");
 	job->pass_end = text_column("pass_end");
 	job->pass_at = DatumGetTimestampTz(column("pass_at"));
+	job->switch_xid = text_column("switch_xid");
 	job->files = text_column("files");
 	job->scan_at = DatumGetTimestampTz(column("scan_at"));
 	job->scan_cycle = DatumGetInt64(column("scan_cycle"));
@@ -251,11 +253,36 @@ bbf_job_belongs_to(const BbfJob *job, Oid role)
 	return name && strcmp(name, job->owner) == 0;
 }
 
-/* The name of one of the job's objects: "<job>_<suffix>". */
+/* The name of the job that is to take a job's place; NULL: none. */
+char *
+bbf_job_successor(const char *name)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name)};
+	char	   *successor = NULL;
+
+	if (bbf_txn_catalog("SELECT job FROM bgw_backfill.job WHERE successor_of OPERATOR(pg_catalog.=) $1",
+						1, types, values, NULL, SPI_OK_SELECT) > 0)
+		successor = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return successor;
+}
+
+/* The name that a user knows the job by. */
+const char *
+bbf_job_display_name(const BbfJob *job)
+{
+	return job->successor_of ? job->successor_of : job->name;
+}
+
+/*
+ * The name of one of the job's objects: "<job>_<suffix>".  A successor's triggers
+ * and constraints ("bbf_..") are its own, all else has its final name.
+ */
 char *
 bbf_job_object(const BbfJob *job, const char *suffix)
 {
-	return psprintf("%s_%s", job->name, suffix);
+	return psprintf("%s_%s", strncmp(suffix, "bbf_", 4) == 0 ? job->name : bbf_job_display_name(job), suffix);
 }
 
 /*

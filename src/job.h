@@ -51,6 +51,7 @@ typedef struct BbfJob
 	char	   *pending_where;	/* canonical text, or NULL */
 	char	   *match_where;
 	char	   *group_by;
+	char	   *successor_of;	/* the job whose place it takes; NULL: none */
 	char	   *settings;		/* "name=value,...", or NULL */
 	bool		paused;
 	bool		uninstall;
@@ -82,6 +83,7 @@ typedef struct BbfJob
 	char	   *pass_cursor;
 	char	   *pass_end;		/* NULL: no pass is under way */
 	TimestampTz pass_at;		/* end of the last pass, or 0 */
+	char	   *switch_xid;		/* a successor's: snapshots before it must end */
 	char	   *files;			/* of the tables, at the last pass */
 	TimestampTz scan_at;
 	int64		scan_cycle;
@@ -110,6 +112,8 @@ extern bool bbf_job_same_place(const BbfJob *job);
 extern Oid	bbf_job_source(const BbfJob *job);
 extern Oid	bbf_job_target(const BbfJob *job);
 extern bool bbf_job_belongs_to(const BbfJob *job, Oid role);
+extern char *bbf_job_successor(const char *name);
+extern const char *bbf_job_display_name(const BbfJob *job);
 extern char *bbf_job_object(const BbfJob *job, const char *suffix);
 extern TimestampTz bbf_job_next_batch(const BbfJob *job);
 extern TimestampTz bbf_job_next_scan(const BbfJob *job);

@@ -183,7 +183,7 @@ static char *
 flag_comment(const BbfJob *job)
 {
 	return psprintf("maintained by bgw_backfill (job %s): is there a row of %s?",
-					job->name, job->target_name);
+					bbf_job_display_name(job), job->target_name);
 }
 
 /* Does the column carry the comment that we gave it? */

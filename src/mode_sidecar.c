@@ -166,36 +166,21 @@ bbf_sidecar_undecided(const BbfJob *job, const BbfPair *pair)
 					pair->key_op[BTEqualStrategyNumber], pair->source_key);
 }
 
-/* Add the keys of source rows by place; "conflict": what with those that are there. */
-static char *
-add(const BbfJob *job, const BbfPair *pair, const char *conflict)
+/*
+ * The quick way: add all candidates, which locks their keys; then, with a
+ * snapshot taken after that, remove those that should not be there.  A key that
+ * is there is passed by: it has come meanwhile, which is its writer's business;
+ * or its group is wrong, which is corrected under the source row's lock.
+ */
+char *
+bbf_sidecar_write_at_once(const BbfJob *job, const BbfPair *pair, bool sweep)
 {
 	return psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s"
 					" WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1) ORDER BY s.%s USING %s"
-					" %s RETURNING d.ctid, d.%s",
+					" ON CONFLICT (%s) DO NOTHING RETURNING d.ctid, d.%s",
 					bbf_sidecar_table(job, pair), columns(pair, ""), columns(pair, "s."),
 					pair->source_sql, pair->source_key, pair->key_op[BTLessStrategyNumber],
-					conflict, pair->source_key);
-}
-
-/* The same where nobody but the worker writes the table: it corrects groups. */
-char *
-bbf_sidecar_add(const BbfJob *job, const BbfPair *pair)
-{
-	return add(job, pair, on_conflict(pair, true));
-}
-
-/*
- * The quick way of the fill: add all candidates, which locks their keys; then,
- * with a snapshot taken after that, remove those that should not be there.  A key
- * that has come meanwhile is its writer's business.
- */
-static char *
-sidecar_write_at_once(const BbfJob *job, const BbfPair *pair, bool sweep)
-{
-	if (sweep)
-		return NULL;			/* it also corrects groups */
-	return add(job, pair, psprintf("ON CONFLICT (%s) DO NOTHING", pair->source_key));
+					pair->source_key, pair->source_key);
 }
 
 char *
@@ -389,7 +374,7 @@ const BbfMode bbf_mode_sidecar = {
 	.lock = bbf_mode_lock_source,
 	.decide = bbf_sidecar_decide,
 	.undecided = bbf_sidecar_undecided,
-	.write_at_once = sidecar_write_at_once,
+	.write_at_once = bbf_sidecar_write_at_once,
 	.put_right = bbf_sidecar_put_right,
 	.decide_code = SPI_OK_INSERT,
 	.write_code = SPI_OK_INSERT_RETURNING,

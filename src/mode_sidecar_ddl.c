@@ -193,7 +193,7 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 							 job->group_by ? column_like(pair->source, job->group_by) : "",
 							 job->group_by ? ", " : "", ENQUEUED_AT));
 		bbf_txn_ddl(psprintf("COMMENT ON TABLE %s IS %s", table,
-							 quote_literal_cstr(psprintf("keys of the pending rows of job %s, kept by bgw_backfill", job->name))));
+							 quote_literal_cstr(psprintf("keys of the pending rows of job %s, kept by bgw_backfill", bbf_job_display_name(job)))));
 		copy_grants(job, pair);
 	}
 	if (!has_index(job, pair, "sidecar_key"))

@@ -39,16 +39,6 @@ watermark_settle(const BbfJob *job, const BbfPair *pair, BbfEvent event, BbfStep
 	return 0;
 }
 
-/*
- * Groups are corrected at once as well: no trigger does.  So no lock on the source
- * is ever taken.
- */
-static char *
-watermark_write_at_once(const BbfJob *job, const BbfPair *pair, bool sweep)
-{
-	return bbf_sidecar_add(job, pair);
-}
-
 /* The sidecar's rows without a match; never the source. */
 static char *
 watermark_pending_from(const BbfJob *job, const BbfPair *pair)
@@ -76,7 +66,7 @@ const BbfMode bbf_mode_watermark = {
 	.lock = bbf_mode_lock_source,
 	.decide = bbf_sidecar_decide,
 	.undecided = bbf_sidecar_undecided,
-	.write_at_once = watermark_write_at_once,
+	.write_at_once = bbf_sidecar_write_at_once,
 	.put_right = bbf_sidecar_put_right,
 	.decide_code = SPI_OK_INSERT,
 	.write_code = SPI_OK_INSERT_RETURNING,

@@ -135,7 +135,7 @@ record_for(BbfJob *job, const ErrorData *edata, Verdict verdict, bool scan)
 		return GetCurrentTimestamp();
 	if (job->paused && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		return 0;
-	log_error(job->name, edata, verdict);
+	log_error(bbf_job_display_name(job), edata, verdict);
 	return record(job, edata, verdict);
 }
 

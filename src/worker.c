@@ -23,6 +23,7 @@
 #include "launcher.h"
 #include "miscadmin.h"
 #include "mode.h"
+#include "move.h"
 #include "outcome.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
@@ -43,6 +44,7 @@
 #define LINGER_MS			2000	/* rather than exit and be started again */
 #define TURN_MS				10000	/* before others who wait get the place */
 #define INDEX_RETRY_MS		1000	/* while another index is being built */
+#define MOVE_RETRY_MS		500		/* while snapshots from before a move are held */
 #define SKIPPED_AT_ONCE		16		/* remembered rows tried between batches */
 #define PRUNES_AT_ONCE		50		/* batches of pruning after a scan */
 
@@ -60,7 +62,8 @@ report(const BbfJob *job)
 	char		activity[NAMEDATALEN * 2];
 
 	snprintf(activity, sizeof(activity), "bgw_backfill: %s of job %s",
-			 bbf_job_phase_name(job->uninstall ? BBF_PHASE_UNINSTALL : job->phase), job->name);
+			 bbf_job_phase_name(job->uninstall ? BBF_PHASE_UNINSTALL : job->phase),
+			 bbf_job_display_name(job));
 	pgstat_report_activity(STATE_RUNNING, activity);
 	bbf_shmem_report(job->name, BBF_ACT_RUNNING, NULL);
 }
@@ -192,6 +195,16 @@ live_step(BbfJob *job)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
+	if (job->successor_of)
+	{
+		bool		moved = bbf_move_finish(job);
+
+		bbf_txn_commit();
+		if (moved)
+			return now;
+		bbf_outcome_wait(job->name, "older snapshots", MOVE_RETRY_MS);
+		return TimestampTzPlusMilliseconds(now, MOVE_RETRY_MS);
+	}
 	if (!bbf_index_is_there(job))
 		bbf_job_enter_phase(job, BBF_PHASE_INDEX);
 	else if (bbf_job_next_scan(job) <= now && bbf_watermark_is_due(job))
