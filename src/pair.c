@@ -117,7 +117,9 @@ find_column(Relation rel, const char *name, const char *what)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("%s column \"%s\" of table \"%s\" does not exist",
-						what, name, RelationGetRelationName(rel))));
+						what, name, RelationGetRelationName(rel)),
+				 MyBackendType == B_BG_WORKER ?
+				 errhint("If it is gone for good, use bgw_backfill.untrack() and track() again.") : 0));
 	return attno;
 }
 

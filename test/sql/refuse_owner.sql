@@ -114,7 +114,7 @@ DROP PUBLICATION regress_publication;
 ALTER TABLE events REPLICA IDENTITY DEFAULT;
 RESET client_min_messages;
 
--- what is not there yet, and what never will be
+-- the modes there are, and what is none
 SELECT x, test.track(format('mode => %L', x)) FROM unnest('{column,sidecar,watermark,Column,nonsense,""}'::text[]) x;
 SELECT test.track('mode => NULL');
 SELECT test.track('dry_run => NULL');
