@@ -153,7 +153,7 @@ CALL bgw_backfill.wait('small');
 SELECT count(*), max(id) FROM small_pending;
 
 -- the tables dropped: what is left goes with the job
-DROP TABLE small, small_emb;
+DROP TABLE small, small_emb CASCADE;
 CALL test.until('(SELECT state = ''failed'' FROM bgw_backfill.progress)');
 SELECT bgw_backfill.untrack('small');
 SELECT count(*) FROM bgw_backfill.progress;
