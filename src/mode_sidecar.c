@@ -166,21 +166,49 @@ bbf_sidecar_undecided(const BbfJob *job, const BbfPair *pair)
 					pair->key_op[BTEqualStrategyNumber], pair->source_key);
 }
 
+/* "what is there is passed by", and which rows were added. */
+static char *
+if_new(const BbfPair *pair)
+{
+	return psprintf("ON CONFLICT (%s) DO NOTHING RETURNING d.ctid, d.%s", pair->source_key, pair->source_key);
+}
+
 /*
- * The quick way: add all candidates, which locks their keys; then, with a
+ * The quick ways: add all candidates, which locks their keys; then, with a
  * snapshot taken after that, remove those that should not be there.  A key that
  * is there is passed by: it has come meanwhile, which is its writer's business;
- * or its group is wrong, which is corrected under the source row's lock.
+ * or its group is wrong, which a sweep corrects under the source row's lock.
+ *
+ * Of a whole range: the keys without a match come from the two indexes on keys
+ * alone, and only their rows are read.
  */
+char *
+bbf_sidecar_write_range(const BbfJob *job, const BbfPair *pair, bool bounded)
+{
+	char	   *skey = psprintf("s.%s", pair->source_key);
+	char	   *mkey = psprintf("m.%s", pair->target_key);
+
+	return psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM"
+					" (SELECT %s AS k FROM ONLY %s s WHERE %s AND NOT EXISTS"
+					"  (SELECT FROM ONLY %s m WHERE %s%s%s AND %s %s %s) ORDER BY %s USING %s OFFSET 0) u"
+					" CROSS JOIN LATERAL (SELECT %s FROM ONLY %s s WHERE %s %s u.k%s OFFSET 0) r %s",
+					bbf_sidecar_table(job, pair), columns(pair, ""), columns(pair, "r."),
+					skey, pair->source_sql, bbf_mode_range(skey, pair->key_op, bounded),
+					pair->target_sql, bbf_mode_range(mkey, pair->target_key_op, bounded),
+					pair->match_where ? " AND " : "", pair->match_where ? pair->match_where : "",
+					mkey, pair->target_key_op[BTEqualStrategyNumber], skey,
+					skey, pair->key_op[BTLessStrategyNumber],
+					columns(pair, "s."), pair->source_sql, skey, pair->key_op[BTEqualStrategyNumber],
+					and_pending(pair), if_new(pair));
+}
+
 char *
 bbf_sidecar_write_at_once(const BbfJob *job, const BbfPair *pair, bool sweep)
 {
 	return psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s"
-					" WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1) ORDER BY s.%s USING %s"
-					" ON CONFLICT (%s) DO NOTHING RETURNING d.ctid, d.%s",
+					" WHERE s.ctid OPERATOR(pg_catalog.=) ANY ($1) ORDER BY s.%s USING %s %s",
 					bbf_sidecar_table(job, pair), columns(pair, ""), columns(pair, "s."),
-					pair->source_sql, pair->source_key, pair->key_op[BTLessStrategyNumber],
-					pair->source_key, pair->source_key);
+					pair->source_sql, pair->source_key, pair->key_op[BTLessStrategyNumber], if_new(pair));
 }
 
 char *
@@ -374,6 +402,7 @@ const BbfMode bbf_mode_sidecar = {
 	.lock = bbf_mode_lock_source,
 	.decide = bbf_sidecar_decide,
 	.undecided = bbf_sidecar_undecided,
+	.write_range = bbf_sidecar_write_range,
 	.write_at_once = bbf_sidecar_write_at_once,
 	.put_right = bbf_sidecar_put_right,
 	.decide_code = SPI_OK_INSERT,

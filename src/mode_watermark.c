@@ -66,6 +66,7 @@ const BbfMode bbf_mode_watermark = {
 	.lock = bbf_mode_lock_source,
 	.decide = bbf_sidecar_decide,
 	.undecided = bbf_sidecar_undecided,
+	.write_range = bbf_sidecar_write_range,
 	.write_at_once = bbf_sidecar_write_at_once,
 	.put_right = bbf_sidecar_put_right,
 	.decide_code = SPI_OK_INSERT,

@@ -14,9 +14,9 @@
  *	2. lock the candidates, passing by rows that somebody else holds.
  *	3. decide for what is locked, and write.
  *
- * Where a mode knows what it will most likely write, 2 and 3 have a quick way:
- * write all candidates at once, then look with a fresh snapshot and put right
- * what that shows, before the commit.  It may wait for a row while it holds
+ * Where a mode knows what it will most likely write, 2 and 3, or all three, have a
+ * quick way: write all candidates at once, then look with a fresh snapshot and
+ * put right what that shows, before the commit.  It may wait for a row while it holds
  * others, but for a few milliseconds only; if it would have to wait longer, it is
  * undone and the batch goes the way above.
  *
@@ -307,27 +307,22 @@ remember_skipped(BbfJob *job, const RowSet *candidates, const RowSet *locked)
 }
 
 /*
- * The quick way, in a subtransaction of its own.  False: somebody holds a row,
- * and nothing is done.
+ * A quick way's statement, in a subtransaction of its own.  False: somebody holds
+ * a row, and nothing is done.
  */
 static bool
-write_at_once(Walk *walk, const RowSet *candidates, RowSet *written)
+write_quickly(Walk *walk, const char *sql, int nargs, Oid *types, Datum *values, const char *nulls, RowSet *written)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	char	   *sql = walk->mode->write_at_once(walk->job, walk->pair, walk->sweep);
-	Oid			types[] = {TIDARRAYOID};
-	Datum		values[] = {tid_array(candidates)};
 	volatile bool done = true;
 
-	if (sql == NULL)
-		return false;
 	bbf_txn_lock_timeout(WRITE_WAIT_MS);
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		statement(walk->job, sql, 1, types, values, NULL, walk->mode->write_code);
+		statement(walk->job, sql, nargs, types, values, nulls, walk->mode->write_code);
 		*written = take_rows(walk->pair);
 		ReleaseCurrentSubTransaction();
 	}
@@ -350,25 +345,68 @@ write_at_once(Walk *walk, const RowSet *candidates, RowSet *written)
 	return done;
 }
 
+/* The quick way for candidates. */
+static bool
+write_at_once(Walk *walk, const RowSet *candidates, RowSet *written)
+{
+	char	   *sql = walk->mode->write_at_once(walk->job, walk->pair, walk->sweep);
+	Oid			types[] = {TIDARRAYOID};
+	Datum		values[] = {tid_array(candidates)};
+
+	return sql && write_quickly(walk, sql, 1, types, values, NULL, written);
+}
+
 /*
- * Look at what was written at once, now that it is locked.  The writing may have
+ * Look at what was written at once, now that it is locked; unless nobody has
+ * committed anything since the search for it began (before).  The writing may have
  * fired the owner's triggers, which may have changed his session: make it ours
  * again.
  */
 static int64
-put_right(Walk *walk, const RowSet *written)
+put_right(Walk *walk, const RowSet *written, const BbfMoment *before)
 {
 	Oid			types[] = {TIDARRAYOID};
 	Datum		values[] = {tid_array(written)};
 
+	if (bbf_txn_unchanged_since(before))
+		return 0;
 	bbf_session_harden();
 	return (int64) statement(walk->job, walk->mode->put_right(walk->job, walk->pair),
 							 1, types, values, NULL, walk->mode->right_code);
 }
 
-/* Settle the candidates of a range; returns how many rows have changed. */
+/*
+ * The quickest way, where a mode has it: a whole range in one statement.  False:
+ * somebody holds a row, and nothing is done.
+ */
+static bool
+write_range(Walk *walk, int64 *changed)
+{
+	Oid			types[] = {walk->pair->key_type, walk->pair->key_type};
+	Datum		values[] = {walk->low, walk->high};
+	BbfMoment  *before = bbf_txn_moment();
+	RowSet		written = {0};
+	bool		done;
+
+	if (walk->mode->write_range == NULL)
+		return false;
+	bbf_session_set("enable_nestloop", "off");	/* but where nothing else is possible */
+	done = write_quickly(walk, walk->mode->write_range(walk->job, walk->pair, walk->bounded),
+						 2, types, values, walk->bounded ? NULL : "n ", &written);
+	bbf_session_set("enable_nestloop", "on");
+	if (!done)
+		return false;
+	limit_waits(walk->job);
+	*changed = written.n > 0 ? (int64) written.n - put_right(walk, &written, before) : 0;
+	return true;
+}
+
+/*
+ * Settle the candidates of a range; returns how many rows have changed.  before:
+ * when the search for them began.
+ */
 static int64
-settle_candidates(Walk *walk, const RowSet *candidates)
+settle_candidates(Walk *walk, const RowSet *candidates, const BbfMoment *before)
 {
 	RowSet		done = {0};
 	int64		changed = 0;
@@ -377,7 +415,7 @@ settle_candidates(Walk *walk, const RowSet *candidates)
 	{
 		limit_waits(walk->job);
 		if (done.n > 0)
-			changed = (int64) done.n - put_right(walk, &done);
+			changed = (int64) done.n - put_right(walk, &done, before);
 	}
 	else
 	{
@@ -390,6 +428,16 @@ settle_candidates(Walk *walk, const RowSet *candidates)
 	if (done.n < candidates->n)
 		remember_skipped(walk->job, candidates, &done);
 	return changed;
+}
+
+/* Search a range and settle what is found; returns how many rows have changed. */
+static int64
+settle_range(Walk *walk)
+{
+	BbfMoment  *before = bbf_txn_moment();
+	RowSet		candidates = find_candidates(walk);
+
+	return candidates.n > 0 ? settle_candidates(walk, &candidates, before) : 0;
 }
 
 /*
@@ -420,7 +468,6 @@ bbf_walk_batch(BbfJob *job, bool sweep)
 	int32		size = bbf_throttle_batch_size(job);
 	instr_time	start;
 	instr_time	end;
-	RowSet		candidates;
 	char	   *range_end;
 
 	if (job->high_mark == NULL && begin(walk))
@@ -437,9 +484,8 @@ bbf_walk_batch(BbfJob *job, bool sweep)
 
 	INSTR_TIME_SET_CURRENT(start);
 	batch.rows = next_range(walk, size, &range_end);
-	candidates = find_candidates(walk);
-	if (candidates.n > 0)
-		batch.changed = settle_candidates(walk, &candidates);
+	if (sweep || !write_range(walk, &batch.changed))
+		batch.changed = settle_range(walk);
 	if (sweep && walk->mode->stale)
 		batch.changed += prune_range(walk, strcmp(range_end, job->high_mark) == 0);
 	INSTR_TIME_SET_CURRENT(end);
@@ -461,17 +507,16 @@ bbf_walk_pass_batch(BbfJob *job, const char *cursor, const char *end)
 {
 	BbfJob	   *pass = palloc(sizeof(BbfJob));
 	Walk	   *walk;
-	RowSet		candidates;
 	char	   *range_end;
+	int64		changed;
 
 	*pass = *job;
 	pass->cursor = cursor ? pstrdup(cursor) : NULL;
 	pass->high_mark = pstrdup(end);
 	walk = make_walk(pass, true);
 	(void) next_range(walk, bbf_throttle_batch_size(job), &range_end);
-	candidates = find_candidates(walk);
-	if (candidates.n > 0)
-		(void) settle_candidates(walk, &candidates);
+	if (!write_range(walk, &changed))
+		(void) settle_range(walk);
 	return range_end;
 }
 
