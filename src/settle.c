@@ -1,0 +1,376 @@
+/*
+ * settle.c
+ *		What a batch does to the rows of its key range.
+ *
+ * A batch is three statements, each with a snapshot of its own:
+ *
+ *	1. candidates: what in this range looks wrong?  No locks.
+ *	2. lock the candidates, passing by rows that somebody else holds.
+ *	3. decide for what is locked, and write.
+ *
+ * Where a mode knows what it will most likely write, 2 and 3, or all three, have a
+ * quick way: write all candidates at once, then look with a fresh snapshot and
+ * put right what that shows, before the commit.  It may wait for a row while it holds
+ * others, but for a few milliseconds only; if it would have to wait longer, it is
+ * undone and the batch goes the way above.
+ *
+ * Between 1 and 2 a row may have changed; 3 is what counts (races R1 .. R3 are
+ * argued in the mode).  A candidate that 2 did not get, because it is locked,
+ * has moved or is gone, is remembered in job_skipped by the same transaction
+ * and done later, one row per transaction, where waiting holds nothing else.
+ * So the cursor never passes a row that is neither done nor remembered.
+ *
+ * R9 and deadlocks: we wait for no row while we hold one; locks are taken in
+ * key order.  What else may make us wait once rows are locked (the job's row, a
+ * trigger of the user's) may do so for half of deadlock_timeout: then it is us
+ * who give way.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "session.h"
+#include "settle.h"
+#include "storage/itemptr.h"
+#include "storage/proc.h"
+#include "txn.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/lsyscache.h"
+#include "utils/resowner.h"
+
+/* how long the quick way may wait for a lock while it holds others */
+#define WRITE_WAIT_MS 10
+
+/* rows found by a statement that returns (ctid, key) */
+typedef struct RowSet
+{
+	uint64		n;
+	Datum	   *tids;
+	char	  **keys;			/* as text */
+} RowSet;
+
+/* One statement of a batch, under the job's statement_timeout. */
+uint64
+bbf_settle_statement(const BbfJob *job, const char *sql, int nargs, Oid *types, Datum *values,
+		  const char *nulls, int expected)
+{
+	uint64		processed;
+
+	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
+	processed = bbf_txn_sql(sql, nargs, types, values, nulls, expected);
+	bbf_txn_disarm();
+	return processed;
+}
+
+/* A single key that a statement returned, as text; NULL if it returned none. */
+char *
+bbf_settle_first_key(const BbfPair *pair)
+{
+	bool		isnull;
+	Datum		key;
+	char	   *text;
+
+	if (SPI_processed == 0)
+		return NULL;
+	key = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	text = bbf_pair_key_out(pair, key);
+	SPI_freetuptable(SPI_tuptable);
+	return text;
+}
+
+/* Copy what a statement returned out of SPI. */
+static RowSet
+take_rows(const BbfPair *pair)
+{
+	RowSet		set;
+
+	set.n = SPI_processed;
+	set.tids = palloc_extended(sizeof(Datum) * Max(set.n, 1), MCXT_ALLOC_HUGE);
+	set.keys = palloc_extended(sizeof(char *) * Max(set.n, 1), MCXT_ALLOC_HUGE);
+	for (uint64 i = 0; i < set.n; i++)
+	{
+		bool		isnull;
+		Datum		tid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		Datum		key = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull);
+
+		set.tids[i] = datumCopy(tid, false, sizeof(ItemPointerData));
+		set.keys[i] = bbf_pair_key_out(pair, key);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return set;
+}
+
+static Datum
+tid_array(const RowSet *set)
+{
+	return PointerGetDatum(construct_array(set->tids, (int) set->n, TIDOID,
+										   sizeof(ItemPointerData), false, TYPALIGN_SHORT));
+}
+
+/*
+ * Statement 1.  A join that probes one side's index for each row of the other
+ * costs three buffers a row; ordered or hashed, a range is read once.
+ */
+static RowSet
+find_candidates(BbfWalk *walk)
+{
+	Oid			types[] = {walk->pair->key_type, walk->pair->key_type};
+	Datum		values[] = {walk->low, walk->high};
+	RowSet		set;
+
+	bbf_session_set("enable_nestloop", "off");
+	bbf_settle_statement(walk->job,
+						 walk->mode->candidates(walk->job, walk->pair, walk->sweep, walk->bounded),
+						 2, types, values, walk->bounded ? NULL : "n ", SPI_OK_SELECT);
+	set = take_rows(walk->pair);
+	bbf_session_set("enable_nestloop", "on");
+	return set;
+}
+
+/* Statement 2. */
+static RowSet
+lock_candidates(BbfWalk *walk, const RowSet *candidates)
+{
+	Oid			types[] = {TIDARRAYOID};
+	Datum		values[] = {tid_array(candidates)};
+
+	bbf_settle_statement(walk->job, walk->mode->lock(walk->job, walk->pair, false),
+						 1, types, values, NULL, SPI_OK_SELECT);
+	return take_rows(walk->pair);
+}
+
+/* From here on rows are locked. */
+static void
+limit_waits(const BbfJob *job)
+{
+	int			timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
+
+	bbf_txn_lock_timeout(Max(Min(timeout, DeadlockTimeout / 2), 1));
+}
+
+/* The table that the mode writes to. */
+static const char *
+written_table(BbfWalk *walk)
+{
+	return walk->mode->table ? walk->mode->table(walk->job, walk->pair) : walk->pair->source_sql;
+}
+
+/*
+ * Statement 3.  Returns how many rows were written.  A trigger that suppresses
+ * our write would make every sweep find the same rows: say so.
+ */
+static int64
+decide(BbfWalk *walk, const RowSet *locked)
+{
+	Oid			types[] = {TIDARRAYOID};
+	Datum		values[] = {tid_array(locked)};
+	uint64		written;
+	char	   *key;
+
+	written = bbf_settle_statement(walk->job, walk->mode->decide(walk->job, walk->pair),
+								   1, types, values, NULL, walk->mode->decide_code);
+	if (written >= locked->n)
+		return written;
+	bbf_settle_statement(walk->job, walk->mode->undecided(walk->job, walk->pair),
+						 1, types, values, NULL, SPI_OK_SELECT);
+	key = bbf_settle_first_key(walk->pair);
+	if (key)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("a write to table %s was suppressed", written_table(walk)),
+				 errdetail("The row with key %s was not written.", key),
+				 errhint("Look for a BEFORE trigger that returns NULL.")));
+	return written;
+}
+
+static int
+compare_texts(const void *a, const void *b)
+{
+	return strcmp(*(char *const *) a, *(char *const *) b);
+}
+
+/* Remember the candidates that are not among the rows done. */
+static void
+remember_skipped(BbfJob *job, const RowSet *candidates, const RowSet *locked)
+{
+	uint64		l = 0;
+
+	job->has_skipped = true;
+	qsort(candidates->keys, candidates->n, sizeof(char *), compare_texts);
+	qsort(locked->keys, locked->n, sizeof(char *), compare_texts);
+
+	for (uint64 c = 0; c < candidates->n; c++)
+	{
+		if (l < locked->n && strcmp(candidates->keys[c], locked->keys[l]) == 0)
+			l++;
+		else
+			bbf_job_skip(job, candidates->keys[c]);
+	}
+}
+
+/*
+ * A quick way's statement, in a subtransaction of its own.  False: somebody holds
+ * a row, and nothing is done.
+ */
+static bool
+write_quickly(BbfWalk *walk, const char *sql, int nargs, Oid *types, Datum *values, const char *nulls, RowSet *written)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool done = true;
+
+	bbf_txn_lock_timeout(WRITE_WAIT_MS);
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		bbf_settle_statement(walk->job, sql, nargs, types, values, nulls, walk->mode->write_code);
+		*written = take_rows(walk->pair);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+			PG_RE_THROW();
+		FlushErrorState();
+		bbf_txn_disarm();
+		RollbackAndReleaseCurrentSubTransaction();
+		done = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return done;
+}
+
+/* The quick way for candidates. */
+static bool
+write_at_once(BbfWalk *walk, const RowSet *candidates, RowSet *written)
+{
+	char	   *sql = walk->mode->write_at_once(walk->job, walk->pair, walk->sweep);
+	Oid			types[] = {TIDARRAYOID};
+	Datum		values[] = {tid_array(candidates)};
+
+	return sql && write_quickly(walk, sql, 1, types, values, NULL, written);
+}
+
+/*
+ * Look at what was written at once, now that it is locked; unless nobody has
+ * committed anything since the search for it began (before).  The writing may have
+ * fired the owner's triggers, which may have changed his session: make it ours
+ * again.
+ */
+static int64
+put_right(BbfWalk *walk, const RowSet *written, const BbfMoment *before)
+{
+	Oid			types[] = {TIDARRAYOID};
+	Datum		values[] = {tid_array(written)};
+
+	if (bbf_txn_unchanged_since(before))
+		return 0;
+	bbf_session_harden();
+	return (int64) bbf_settle_statement(walk->job, walk->mode->put_right(walk->job, walk->pair),
+										1, types, values, NULL, walk->mode->right_code);
+}
+
+/*
+ * The quickest way, where a mode has it: a whole range in one statement.  False:
+ * somebody holds a row, and nothing is done.
+ */
+static bool
+write_range(BbfWalk *walk, int64 *changed)
+{
+	Oid			types[] = {walk->pair->key_type, walk->pair->key_type};
+	Datum		values[] = {walk->low, walk->high};
+	BbfMoment  *before = bbf_txn_moment();
+	RowSet		written = {0};
+	bool		done;
+
+	if (walk->mode->write_range == NULL)
+		return false;
+	bbf_session_set("enable_nestloop", "off");	/* but where nothing else is possible */
+	done = write_quickly(walk, walk->mode->write_range(walk->job, walk->pair, walk->bounded),
+						 2, types, values, walk->bounded ? NULL : "n ", &written);
+	bbf_session_set("enable_nestloop", "on");
+	if (!done)
+		return false;
+	limit_waits(walk->job);
+	*changed = written.n > 0 ? (int64) written.n - put_right(walk, &written, before) : 0;
+	return true;
+}
+
+/*
+ * Settle the candidates of a range; returns how many rows have changed.  before:
+ * when the search for them began.
+ */
+static int64
+settle_candidates(BbfWalk *walk, const RowSet *candidates, const BbfMoment *before)
+{
+	RowSet		done = {0};
+	int64		changed = 0;
+
+	if (write_at_once(walk, candidates, &done))
+	{
+		limit_waits(walk->job);
+		if (done.n > 0)
+			changed = (int64) done.n - put_right(walk, &done, before);
+	}
+	else
+	{
+		bbf_txn_lock_timeout(bbf_job_setting(walk->job, BBF_LOCK_TIMEOUT));
+		done = lock_candidates(walk, candidates);
+		limit_waits(walk->job);
+		if (done.n > 0)
+			changed = decide(walk, &done);
+	}
+	if (done.n < candidates->n)
+		remember_skipped(walk->job, candidates, &done);
+	return changed;
+}
+
+/*
+ * Search a range and settle what is found; returns how many rows have changed.
+ * thorough: not by the quickest way, which finds only what is missing.
+ */
+int64
+bbf_settle_range(BbfWalk *walk, bool thorough)
+{
+	int64		changed;
+	BbfMoment  *before;
+	RowSet		candidates;
+
+	if (!thorough && write_range(walk, &changed))
+		return changed;
+	before = bbf_txn_moment();
+	candidates = find_candidates(walk);
+	return candidates.n > 0 ? settle_candidates(walk, &candidates, before) : 0;
+}
+
+/*
+ * Settle one row; wait: wait for its lock as long as lock_timeout allows.  False:
+ * it was not to be had.
+ */
+bool
+bbf_settle_row(BbfWalk *walk, const char *key, bool wait, int64 *changed)
+{
+	Oid			types[] = {walk->pair->key_type};
+	Datum		values[] = {bbf_pair_key_in(walk->pair, key)};
+	RowSet		locked;
+
+	bbf_txn_lock_timeout(bbf_job_setting(walk->job, BBF_LOCK_TIMEOUT));
+	bbf_settle_statement(walk->job,
+						 psprintf("%s%s", walk->mode->lock(walk->job, walk->pair, true), wait ? "" : " SKIP LOCKED"),
+						 1, types, values, NULL, SPI_OK_SELECT);
+	locked = take_rows(walk->pair);
+	if (locked.n == 0 && !wait)
+		return false;
+	limit_waits(walk->job);
+	*changed = locked.n > 0 ? decide(walk, &locked) : 0;
+	return true;
+}
