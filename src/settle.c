@@ -210,6 +210,21 @@ remember_skipped(BbfJob *job, const RowSet *candidates, const RowSet *locked)
 	}
 }
 
+/* In a PG_CATCH: somebody held what we wanted, so undo the subtransaction; else throw. */
+static void
+undo_if_locked(MemoryContext context)
+{
+	ErrorData  *edata;
+
+	MemoryContextSwitchTo(context);
+	edata = CopyErrorData();
+	if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+		PG_RE_THROW();
+	FlushErrorState();
+	bbf_txn_disarm();
+	RollbackAndReleaseCurrentSubTransaction();
+}
+
 /*
  * A quick way's statement, in a subtransaction of its own.  False: somebody holds
  * a row, and nothing is done.
@@ -232,15 +247,7 @@ write_quickly(BbfWalk *walk, const char *sql, int nargs, Oid *types, Datum *valu
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
-			PG_RE_THROW();
-		FlushErrorState();
-		bbf_txn_disarm();
-		RollbackAndReleaseCurrentSubTransaction();
+		undo_if_locked(context);
 		done = false;
 	}
 	PG_END_TRY();
@@ -261,19 +268,16 @@ write_at_once(BbfWalk *walk, const RowSet *candidates, RowSet *written)
 }
 
 /*
- * Look at what was written at once, now that it is locked; unless nobody has
- * committed anything since the search for it began (before).  The writing may have
+ * Look at what was written at once, now that it is locked.  The writing may have
  * fired the owner's triggers, which may have changed his session: make it ours
  * again.
  */
 static int64
-put_right(BbfWalk *walk, const RowSet *written, const BbfMoment *before)
+put_right(BbfWalk *walk, const RowSet *written)
 {
 	Oid			types[] = {TIDARRAYOID};
 	Datum		values[] = {tid_array(written)};
 
-	if (bbf_txn_unchanged_since(before))
-		return 0;
 	bbf_session_harden();
 	return (int64) bbf_settle_statement(walk->job, walk->mode->put_right(walk->job, walk->pair),
 										1, types, values, NULL, walk->mode->right_code);
@@ -288,7 +292,6 @@ write_range(BbfWalk *walk, int64 *changed)
 {
 	Oid			types[] = {walk->pair->key_type, walk->pair->key_type};
 	Datum		values[] = {walk->low, walk->high};
-	BbfMoment  *before = bbf_txn_moment();
 	RowSet		written = {0};
 	bool		done;
 
@@ -301,16 +304,49 @@ write_range(BbfWalk *walk, int64 *changed)
 	if (!done)
 		return false;
 	limit_waits(walk->job);
-	*changed = written.n > 0 ? (int64) written.n - put_right(walk, &written, before) : 0;
+	*changed = written.n > 0 ? (int64) written.n - put_right(walk, &written) : 0;
 	return true;
 }
 
 /*
- * Settle the candidates of a range; returns how many rows have changed.  before:
- * when the search for them began.
+ * Statement 3, where deciding may have to wait for somebody who holds a key of the
+ * mode's table without holding its source row: then none of them is done.
  */
+static bool
+decide_or_leave(BbfWalk *walk, const RowSet *locked, int64 *changed)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile int64 written = 0;
+	volatile bool done = true;
+
+	if (walk->mode->table == NULL)
+	{
+		*changed = decide(walk, locked);
+		return true;
+	}
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		written = decide(walk, locked);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		undo_if_locked(context);
+		done = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	*changed = written;
+	return done;
+}
+
+/* Settle the candidates of a range; returns how many rows have changed. */
 static int64
-settle_candidates(BbfWalk *walk, const RowSet *candidates, const BbfMoment *before)
+settle_candidates(BbfWalk *walk, const RowSet *candidates)
 {
 	RowSet		done = {0};
 	int64		changed = 0;
@@ -319,15 +355,15 @@ settle_candidates(BbfWalk *walk, const RowSet *candidates, const BbfMoment *befo
 	{
 		limit_waits(walk->job);
 		if (done.n > 0)
-			changed = (int64) done.n - put_right(walk, &done, before);
+			changed = (int64) done.n - put_right(walk, &done);
 	}
 	else
 	{
 		bbf_txn_lock_timeout(bbf_job_setting(walk->job, BBF_LOCK_TIMEOUT));
 		done = lock_candidates(walk, candidates);
 		limit_waits(walk->job);
-		if (done.n > 0)
-			changed = decide(walk, &done);
+		if (done.n > 0 && !decide_or_leave(walk, &done, &changed))
+			done.n = 0;
 	}
 	if (done.n < candidates->n)
 		remember_skipped(walk->job, candidates, &done);
@@ -342,14 +378,12 @@ int64
 bbf_settle_range(BbfWalk *walk, bool thorough)
 {
 	int64		changed;
-	BbfMoment  *before;
 	RowSet		candidates;
 
 	if (!thorough && write_range(walk, &changed))
 		return changed;
-	before = bbf_txn_moment();
 	candidates = find_candidates(walk);
-	return candidates.n > 0 ? settle_candidates(walk, &candidates, before) : 0;
+	return candidates.n > 0 ? settle_candidates(walk, &candidates) : 0;
 }
 
 /*

@@ -183,7 +183,10 @@ settle_some(const char *job, const BbfServed *served, BbfEvent event, Datum *key
 	{
 		uint64		removals = bbf_keyset_removals(job);
 
-		if (!(event == BBF_TARGET_INSERT && removals == 0 && settle_inserted(served, keys, n)))
+		/* what an insert's own triggers have taken away again is no insert */
+		if (event == BBF_TARGET_INSERT && removals > 0)
+			settle_keys(served, BBF_TARGET_CHANGE, keys, n);
+		else if (!(event == BBF_TARGET_INSERT && settle_inserted(served, keys, n)))
 			settle_keys(served, event, keys, n);
 		if (bbf_keyset_removals(job) == removals)
 			break;
@@ -353,7 +356,8 @@ bgw_backfill_target_truncated(PG_FUNCTION_ARGS)
 
 /*
  * On a source, AFTER TRUNCATE; argument: the job's name.  Nothing is pending any
- * more.  The source is locked against everybody, and so no batch is between.
+ * more.  The source is locked against everybody, and so no batch is between.  The
+ * keys are deleted: to truncate their table would wait for who reads it.
  */
 Datum
 bgw_backfill_source_truncated(PG_FUNCTION_ARGS)
@@ -368,8 +372,8 @@ bgw_backfill_source_truncated(PG_FUNCTION_ARGS)
 	bbf_served_become(served->owner, &save_userid, &save_context);
 	nestlevel = bbf_session_pin();
 	SPI_connect();
-	if (served->table && SPI_execute(psprintf("TRUNCATE ONLY %s", served->table), false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not truncate %s", served->table);
+	if (served->table && SPI_execute(psprintf("DELETE FROM ONLY %s", served->table), false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "could not empty %s", served->table);
 	SPI_finish();
 	bbf_session_unpin(nestlevel);
 	SetUserIdAndSecContext(save_userid, save_context);

@@ -351,32 +351,3 @@ bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
 	SetUserIdAndSecContext(save_userid, save_context);
 	return processed;
 }
-
-/* What a snapshot taken now shows of other transactions. */
-BbfMoment *
-bbf_txn_moment(void)
-{
-	Snapshot	snapshot = GetLatestSnapshot();
-	BbfMoment  *moment = palloc(sizeof(BbfMoment));
-
-	moment->xmax = snapshot->xmax;
-	moment->xcnt = snapshot->xcnt;
-	moment->xip = palloc(sizeof(TransactionId) * (snapshot->xcnt + 1));
-	memcpy(moment->xip, snapshot->xip, sizeof(TransactionId) * snapshot->xcnt);
-	qsort(moment->xip, moment->xcnt, sizeof(TransactionId), xidComparator);
-	return moment;
-}
-
-/*
- * Has no transaction but ours ended since?  Then a look at the data now would show
- * what one then did: a transaction that has ended either raised the snapshot's end
- * or is not in its list any more.
- */
-bool
-bbf_txn_unchanged_since(const BbfMoment *before)
-{
-	const BbfMoment *now = bbf_txn_moment();
-
-	return now->xmax == before->xmax && now->xcnt == before->xcnt &&
-		memcmp(now->xip, before->xip, sizeof(TransactionId) * now->xcnt) == 0;
-}

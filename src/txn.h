@@ -24,17 +24,6 @@ extern void bbf_txn_disarm(void);
 extern bool bbf_txn_timed_out(void);
 extern void bbf_txn_lock_timeout(int timeout_ms);
 
-/* has any other transaction ended since? */
-typedef struct BbfMoment
-{
-	TransactionId xmax;
-	uint32		xcnt;
-	TransactionId *xip;			/* sorted */
-} BbfMoment;
-
-extern BbfMoment *bbf_txn_moment(void);
-extern bool bbf_txn_unchanged_since(const BbfMoment *before);
-
 /* statements */
 extern uint64 bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
 						  const char *nulls, int expected);
