@@ -125,9 +125,12 @@ typedef struct BbfMode
 
 	/*
 	 * The triggers' statements; see trigger.c.  The first three, the short
-	 * ways of an insert, may be NULL or give NULL; settle() writes the steps of
-	 * an event and returns how many.
+	 * ways of an insert, may be NULL or give NULL; one_code: what SPI says to the
+	 * first; one_must_write: it has settled its key only if it wrote a row.
+	 * settle() writes the steps of an event and returns how many.
 	 */
+	int			one_code;
+	bool		one_must_write;
 	char	   *(*target_settle_one) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_count_new) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_settle_new) (const BbfJob *job, const BbfPair *pair);

@@ -246,7 +246,36 @@ settle_target_insert(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
 	return 2;
 }
 
-/* A target delete, or an update of what makes a match. */
+/*
+ * The short way of a target insert of one key: the same.  It names nothing but
+ * with its schema.
+ */
+static char *
+sidecar_target_settle_one(const BbfJob *job, const BbfPair *pair)
+{
+	const char *table = bbf_sidecar_table(job, pair);
+
+	if (pair->match_where)
+		return NULL;			/* the row may be no match */
+	return psprintf("DELETE FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=)"
+					" (SELECT x.ctid FROM ONLY %s x WHERE x.%s %s $1 FOR UPDATE SKIP LOCKED)",
+					table, table, pair->source_key, pair->source_eq_target);
+}
+
+/* ", the group of the source row with the key k", or nothing; eq: source key = k. */
+static char *
+group_of(const BbfPair *pair, const char *eq)
+{
+	return pair->group_by ?
+		psprintf(", (SELECT s.%s FROM ONLY %s s WHERE s.%s %s k.k)", pair->group_by, pair->source_sql,
+				 pair->source_key, eq) : pstrdup("");
+}
+
+/*
+ * A target delete, or an update of what makes a match.  Without a foreign key the
+ * source row may be somebody's who has not committed yet: its key is upserted, and
+ * so locked, whether we see a row or not.
+ */
 static int
 settle_target_change(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
 {
@@ -261,9 +290,12 @@ settle_target_change(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
 			SPI_OK_SELECT, BBF_TAKES_KEYS, BBF_GIVES_NOTHING
 		};
 	steps[n++] = (BbfStep) {
-		psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s WHERE s.%s %s ANY ($1) %s %s",
-				 table, columns(pair, ""), columns(pair, "s."), pair->source_sql,
-				 pair->source_key, pair->source_eq_target, order, on_conflict(pair, false)),
+		pair->has_foreign_key ?
+			psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s WHERE s.%s %s ANY ($1) %s %s",
+					 table, columns(pair, ""), columns(pair, "s."), pair->source_sql,
+					 pair->source_key, pair->source_eq_target, order, on_conflict(pair, false)) :
+			psprintf("INSERT INTO %s AS d (%s) SELECT k.k%s FROM pg_catalog.unnest($1) k (k) %s",
+					 table, columns(pair, ""), group_of(pair, pair->source_eq_target), on_conflict(pair, false)),
 		SPI_OK_INSERT, BBF_TAKES_KEYS, BBF_GIVES_NOTHING
 	};
 	steps[n++] = (BbfStep) {
@@ -301,9 +333,25 @@ held(const BbfPair *pair, const char *alias)
 					pair->target_key_op[BTEqualStrategyNumber], alias, pair->source_key);
 }
 
+/*
+ * New source rows.  With a foreign key that is validated and immediate nobody
+ * else's target row can be there yet, and no lock is needed to look.
+ */
 static int
 settle_source_insert(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
 {
+	if (pair->has_foreign_key)
+	{
+		steps[0] = (BbfStep) {
+			psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s WHERE s.%s %s ANY ($1) AND %s"
+					 " ORDER BY s.%s USING %s %s",
+					 bbf_sidecar_table(job, pair), columns(pair, ""), columns(pair, "s."), pair->source_sql,
+					 pair->source_key, pair->key_op[BTEqualStrategyNumber], is_pending(pair),
+					 pair->source_key, pair->key_op[BTLessStrategyNumber], on_conflict(pair, true)),
+			SPI_OK_INSERT, BBF_TAKES_KEYS, BBF_GIVES_NOTHING
+		};
+		return 1;
+	}
 	steps[0] = hold_matches(pair);
 	steps[1] = (BbfStep) {
 		psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s WHERE s.%s %s ANY ($1)%s AND NOT %s"
@@ -326,10 +374,7 @@ settle_source_update(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
 	steps[0] = hold_matches(pair);
 	steps[1] = (BbfStep) {
 		psprintf("INSERT INTO %s AS d (%s) SELECT k.k%s FROM pg_catalog.unnest($1) k (k) %s",
-				 table, columns(pair, ""),
-				 pair->group_by ? psprintf(", (SELECT s.%s FROM ONLY %s s WHERE s.%s %s k.k)", pair->group_by,
-										   pair->source_sql, pair->source_key, eq) : "",
-				 on_conflict(pair, true)),
+				 table, columns(pair, ""), group_of(pair, eq), on_conflict(pair, true)),
 		SPI_OK_INSERT, BBF_TAKES_KEYS, BBF_GIVES_NOTHING
 	};
 	steps[2] = (BbfStep) {
@@ -409,6 +454,8 @@ const BbfMode bbf_mode_sidecar = {
 	.write_code = SPI_OK_INSERT_RETURNING,
 	.right_code = SPI_OK_DELETE,
 	.old_source_keys = true,
+	.one_code = SPI_OK_DELETE,
+	.target_settle_one = sidecar_target_settle_one,
 	.settle = sidecar_settle,
 	.pending_from = sidecar_pending_from,
 };

@@ -14,6 +14,7 @@
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "mode.h"
@@ -215,11 +216,19 @@ build(BbfServed *served, const char *name)
 	{
 		types[0] = served->target_key.type;
 		served->target_settle_one = save_plan(short_way, 1, types);
+		served->one_code = mode->one_code;
+		served->one_must_write = mode->one_must_write;
+	}
+	if (served->target_settle_one && mode->target_count_new)
+	{
 		types[0] = served->target_key.array_type;
 		served->target_count_new = save_plan(mode->target_count_new(job, pair), 1, types);
 		served->target_settle_new = save_plan(mode->target_settle_new(job, pair), 1, types);
 	}
-	served->plain_update = bbf_shape_update_is_plain(pair->source);
+	served->plain_update = mode->table ?
+		bbf_shape_write_is_plain(get_relname_relid(bbf_job_object(job, "sidecar"), served->source_schema),
+								 TRIGGER_TYPE_INSERT | TRIGGER_TYPE_DELETE | TRIGGER_TYPE_UPDATE) :
+		bbf_shape_write_is_plain(pair->source, TRIGGER_TYPE_UPDATE);
 	for (BbfEvent event = 0; event < BBF_EVENTS; event++)
 		save_steps(served, job, pair, mode, event);
 	bbf_session_unpin(nestlevel);

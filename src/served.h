@@ -40,7 +40,9 @@ typedef struct BbfServed
 	const char *rights_lost;	/* what the owner lacks, or NULL */
 	BbfKeyColumn	source_key;
 	BbfKeyColumn	target_key;
-	bool		plain_update;	/* no user's code runs in an UPDATE of the source */
+	bool		plain_update;	/* no user's code runs in the short way's write */
+	int			one_code;
+	bool		one_must_write;
 	SPIPlanPtr	target_settle_one;	/* NULL: no short way */
 	SPIPlanPtr	target_count_new;
 	SPIPlanPtr	target_settle_new;

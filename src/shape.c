@@ -222,12 +222,12 @@ index_is_plain(Oid indexid)
 }
 
 /*
- * Does an UPDATE of the table run nobody's code but the server's?  No trigger but
- * foreign keys' and our own, no check, no generated column, no expression or
+ * Does a write to the table run nobody's code but the server's?  events: which
+ * writes, as TRIGGER_TYPE_*.  No trigger but foreign keys' and our own, no check, no generated column, no expression or
  * operator class of a user's in an index.
  */
 bool
-bbf_shape_update_is_plain(Oid relid)
+bbf_shape_write_is_plain(Oid relid, int16 events)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
@@ -238,7 +238,7 @@ bbf_shape_update_is_plain(Oid relid)
 	{
 		Trigger    *trigger = &rel->trigdesc->triggers[i];
 
-		plain = plain && (trigger->tgisinternal || !TRIGGER_FOR_UPDATE(trigger->tgtype) ||
+		plain = plain && (trigger->tgisinternal || (trigger->tgtype & events) == 0 ||
 						  get_func_namespace(trigger->tgfoid) == get_namespace_oid("bgw_backfill", true));
 	}
 	foreach(lc, RelationGetIndexList(rel))

@@ -130,7 +130,10 @@ settle_inserted(const BbfServed *served, Datum *keys, int n)
 	if (served->target_settle_one == NULL)
 		return false;
 	if (n == 1)
-		return execute(served->target_settle_one, values, SPI_OK_UPDATE, !served->plain_update) == 1;
+		return execute(served->target_settle_one, values, served->one_code, !served->plain_update) == 1 ||
+			!served->one_must_write;
+	if (served->target_count_new == NULL)
+		return false;
 
 	values[0] = key_array(&served->target_key, keys, n);
 	execute(served->target_count_new, values, SPI_OK_SELECT, true);
