@@ -10,7 +10,7 @@ fill_worker()
 	as_super run -c "CREATE EXTENSION bgw_backfill"
 	settle run
 	before=$(as_app run -c "SELECT pg_relation_size('events')")
-	track run batch_sleep=0
+	track run column batch_sleep=0
 	wait_phase run "index|verify|live"
 	IFS='|' read -r fill_ms fill_changed < <(progress run "fill_ms, rows_changed")
 	fill_growth=$(as_app run -c "SELECT pg_relation_size('events')::numeric / $before")

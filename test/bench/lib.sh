@@ -63,14 +63,14 @@ settle()
 	EOF
 }
 
-# Tracks the pair in a database, settings given as name=value. They hold from the first batch on.
+# Tracks the pair in a database, in a mode, settings given as name=value. They hold from the first batch on.
 track()
 {
-	local db=$1 setting
-	shift
+	local db=$1 mode=$2 setting
+	shift 2
 	{
 		echo "BEGIN;"
-		echo "SELECT bgw_backfill.track('events', 'event_embeddings', group_by => 'organization_id',"
+		echo "SELECT bgw_backfill.track('events', 'event_embeddings', mode => '$mode', group_by => 'organization_id',"
 		echo "  pending_where => \$\$payload_text IS NOT NULL AND payload_text <> ''\$\$);"
 		for setting; do
 			echo "SELECT bgw_backfill.configure('events', '${setting%%=*}', '${setting#*=}');"
@@ -102,21 +102,32 @@ wait_phase()
 	done
 }
 
-# The database "live": the large table, tracked, in phase live; made when first asked for.
+# The name of the database in which a job of this mode is live.
+live_of()
+{
+	if [ "$1" = column ]; then
+		echo live
+	else
+		echo "live_$1"
+	fi
+}
+
+# That database: the large table, tracked, in phase live; made when first asked for. $1: mode, column if none.
 ensure_live()
 {
-	local start
-	if [ "$(as_super postgres -c "SELECT count(*) FROM pg_database WHERE datname = 'live'")" = 1 ]; then
+	local mode=${1:-column} start db
+	db=$(live_of "$mode")
+	if [ "$(as_super postgres -c "SELECT count(*) FROM pg_database WHERE datname = '$db'")" = 1 ]; then
 		return
 	fi
-	copy_database live base
-	as_super live -c "CREATE EXTENSION bgw_backfill"
-	settle live
+	copy_database "$db" base
+	as_super "$db" -c "CREATE EXTENSION bgw_backfill"
+	settle "$db"
 	start=$EPOCHREALTIME
-	track live batch_sleep=0
-	wait_phase live live
-	note "track() to phase live: $(elapsed_ms "$start") ms without batch_sleep," \
-		"of which fill $(progress live fill_ms) ms"
+	track "$db" "$mode" batch_sleep=0
+	wait_phase "$db" live
+	note "$mode: track() to phase live: $(elapsed_ms "$start") ms without batch_sleep," \
+		"of which fill $(progress "$db" fill_ms) ms"
 }
 
 elapsed_ms()

@@ -13,7 +13,7 @@ bench_memory()
 
 	# One connection that asks, one process file that is read: many looks within a batch or two.
 	coproc LOOK { as_app run; }
-	track run batch_size=100 batch_sleep=0
+	track run column batch_size=100 batch_sleep=0
 	while [ -z "$late" ]; do
 		[ $SECONDS -lt $deadline ] || fail "$last batches were not reached: ${batches:-none}"
 		echo "SELECT phase, coalesce(batches, 0), coalesce(worker_pid, 0) FROM bgw_backfill.progress WHERE job = 'events';" \

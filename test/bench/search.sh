@@ -30,7 +30,7 @@ bench_search()
 	echo "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;" >&"${HOLDER[1]}"
 	read -r _ <&"${HOLDER[0]}"
 	begin=$(wc -c <"$log")
-	track run batch_sleep=0
+	track run column batch_sleep=0
 	wait_phase run "index|verify|live"
 	fill_end=$(wc -c <"$log")
 	echo "COMMIT;" >&"${HOLDER[1]}"
