@@ -127,6 +127,7 @@ typedef struct BbfMode
 	 * The triggers' statements; see trigger.c.  The first three, the short
 	 * ways of an insert, may be NULL or give NULL; one_code: what SPI says to the
 	 * first; one_must_write: it has settled its key only if it wrote a row.
+	 * source_settle_one, the short way of one new source row, likewise.
 	 * settle() writes the steps of an event and returns how many.
 	 */
 	int			one_code;
@@ -134,6 +135,7 @@ typedef struct BbfMode
 	char	   *(*target_settle_one) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_count_new) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*target_settle_new) (const BbfJob *job, const BbfPair *pair);
+	char	   *(*source_settle_one) (const BbfJob *job, const BbfPair *pair);
 	int			(*settle) (const BbfJob *job, const BbfPair *pair, BbfEvent event, BbfStep *steps);
 
 	/* the pending rows: "FROM .. WHERE .." with the source's columns as s */

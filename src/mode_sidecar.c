@@ -364,6 +364,21 @@ settle_source_insert(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
 	return 2;
 }
 
+/*
+ * The short way of one new source row, which its trigger has found eligible.  It
+ * names nothing but with its schema.
+ */
+static char *
+sidecar_source_settle_one(const BbfJob *job, const BbfPair *pair)
+{
+	if (!pair->has_foreign_key || pair->match_where)
+		return NULL;
+	return psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s WHERE s.%s %s $1 AND NOT %s %s",
+					bbf_sidecar_table(job, pair), columns(pair, ""), columns(pair, "s."), pair->source_sql,
+					pair->source_key, pair->key_op[BTEqualStrategyNumber], bbf_pair_match(pair, "s"),
+					on_conflict(pair, true));
+}
+
 /* The keys before and after: all upserted, whether there is a row or not. */
 static int
 settle_source_update(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
@@ -456,6 +471,7 @@ const BbfMode bbf_mode_sidecar = {
 	.old_source_keys = true,
 	.one_code = SPI_OK_DELETE,
 	.target_settle_one = sidecar_target_settle_one,
+	.source_settle_one = sidecar_source_settle_one,
 	.settle = sidecar_settle,
 	.pending_from = sidecar_pending_from,
 };

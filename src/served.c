@@ -229,13 +229,18 @@ build(BbfServed *served, const char *name)
 		bbf_shape_write_is_plain(get_relname_relid(bbf_job_object(job, "sidecar"), served->source_schema),
 								 TRIGGER_TYPE_INSERT | TRIGGER_TYPE_DELETE | TRIGGER_TYPE_UPDATE) :
 		bbf_shape_write_is_plain(pair->source, TRIGGER_TYPE_UPDATE);
+	if (mode->source_settle_one && (short_way = mode->source_settle_one(job, pair)) != NULL)
+	{
+		types[0] = served->source_key.type;
+		served->source_settle_one = save_plan(short_way, 1, types);
+	}
 	for (BbfEvent event = 0; event < BBF_EVENTS; event++)
 		save_steps(served, job, pair, mode, event);
 	bbf_session_unpin(nestlevel);
 	SetUserIdAndSecContext(save_userid, save_context);
 }
 
-#define MAX_PLANS (3 + BBF_EVENTS * BBF_MAX_STEPS)
+#define MAX_PLANS (4 + BBF_EVENTS * BBF_MAX_STEPS)
 
 /* The entry's saved statements; some may be NULL. */
 static void
@@ -244,7 +249,8 @@ get_plans(const BbfServed *served, SPIPlanPtr *plans)
 	plans[0] = served->target_settle_one;
 	plans[1] = served->target_count_new;
 	plans[2] = served->target_settle_new;
-	memcpy(plans + 3, served->plans, sizeof(served->plans));
+	plans[3] = served->source_settle_one;
+	memcpy(plans + 4, served->plans, sizeof(served->plans));
 }
 
 /* Free an entry's memory and plans, once nobody uses it. */

@@ -46,6 +46,7 @@ typedef struct BbfServed
 	SPIPlanPtr	target_settle_one;	/* NULL: no short way */
 	SPIPlanPtr	target_count_new;
 	SPIPlanPtr	target_settle_new;
+	SPIPlanPtr	source_settle_one;	/* NULL: no short way */
 	BbfStep		steps[BBF_EVENTS][BBF_MAX_STEPS];	/* their SQL is not kept */
 	SPIPlanPtr	plans[BBF_EVENTS][BBF_MAX_STEPS];
 	int			nsteps[BBF_EVENTS];

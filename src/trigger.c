@@ -186,8 +186,11 @@ settle_some(const char *job, const BbfServed *served, BbfEvent event, Datum *key
 	{
 		uint64		removals = bbf_keyset_removals(job);
 
-		/* what an insert's own triggers have taken away again is no insert */
-		if (event == BBF_TARGET_INSERT && removals > 0)
+		/* what an insert's own triggers have changed again is no insert */
+		if (event == BBF_SOURCE_INSERT && n == 1 && served->source_settle_one &&
+			bbf_keyset_collecting(job, BBF_SOURCE_UPDATE, false) == NULL)
+			execute(served->source_settle_one, keys, SPI_OK_INSERT, !served->plain_update);
+		else if (event == BBF_TARGET_INSERT && removals > 0)
 			settle_keys(served, BBF_TARGET_CHANGE, keys, n);
 		else if (!(event == BBF_TARGET_INSERT && settle_inserted(served, keys, n)))
 			settle_keys(served, event, keys, n);
