@@ -150,13 +150,6 @@ limit_waits(const BbfJob *job)
 	bbf_txn_lock_timeout(Max(Min(timeout, DeadlockTimeout / 2), 1));
 }
 
-/* The table that the mode writes to. */
-static const char *
-written_table(BbfWalk *walk)
-{
-	return walk->mode->table ? walk->mode->table(walk->job, walk->pair) : walk->pair->source_sql;
-}
-
 /*
  * Statement 3.  Returns how many rows were written.  A trigger that suppresses
  * our write would make every sweep find the same rows: say so.
@@ -179,9 +172,11 @@ decide(BbfWalk *walk, const RowSet *locked)
 	if (key)
 		ereport(ERROR,
 				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-				 errmsg("a write to table %s was suppressed", written_table(walk)),
+				 walk->mode->table ?
+				 errmsg("an insert into table %s was suppressed", walk->mode->table(walk->job, walk->pair)) :
+				 errmsg("an update of table %s was suppressed", walk->pair->source_sql),
 				 errdetail("The row with key %s was not written.", key),
-				 errhint("Look for a BEFORE trigger that returns NULL.")));
+				 errhint("Look for a BEFORE %s trigger that returns NULL.", walk->mode->table ? "INSERT" : "UPDATE")));
 	return written;
 }
 
