@@ -225,6 +225,11 @@ bgw_backfill_untrack(PG_FUNCTION_ARGS)
 				   "uninstall = true, drop_objects = false", NULL);
 		bbf_job_set_well(job->name);
 		bbf_wake_cancel_at_commit(job->name);
+		if ((successor = bbf_job_successor(job->name)) != NULL)
+		{
+			bbf_job_set_well(successor);
+			bbf_wake_cancel_at_commit(successor);
+		}
 	}
 	SPI_finish();
 	PG_RETURN_VOID();
@@ -235,12 +240,15 @@ Datum
 bgw_backfill_pause(PG_FUNCTION_ARGS)
 {
 	BbfJob	   *job;
+	char	   *successor;
 
 	refuse_in_recovery("pause");
 	SPI_connect();
 	job = own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	update_job(job->name, "paused = true", NULL);
 	bbf_wake_cancel_at_commit(job->name);
+	if ((successor = bbf_job_successor(job->name)) != NULL)
+		bbf_wake_cancel_at_commit(successor);
 	SPI_finish();
 	PG_RETURN_VOID();
 }
@@ -280,14 +288,16 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 		bbf_job_set_well(successor);
 	if (job->health == BBF_HEALTH_HELD || !bbf_job_same_place(job) || !bbf_job_belongs_to(job, owner))
 	{
+		BbfJob	   *moving = successor ? bbf_job_load(successor) : NULL;
+
 		bbf_job_adopt(job, source, target, owner);
-		if (successor)
+		if (moving)
 		{
 			/* a move that was under way elsewhere is given up */
-			bbf_job_adopt(bbf_job_load(successor), source, target, owner);
+			bbf_job_adopt(moving, source, target, owner);
 			bbf_move_request(job, job->mode);
 		}
-		job = bbf_job_load(job->name);
+		job = own_job(job->name);	/* it may have been removed at this moment */
 		bbf_job_enter_phase(job, BBF_PHASE_INSTALL);
 	}
 	SPI_finish();

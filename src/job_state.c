@@ -241,6 +241,11 @@ bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner)
 	bbf_txn_catalog("UPDATE bgw_backfill.job SET owner = $2, role_oid = $3"
 					" WHERE job OPERATOR(pg_catalog.=) $1",
 					3, types, values, NULL, SPI_OK_UPDATE);
+	/* transaction ids and files of another server mean nothing here */
+	update_state(job->name,
+				 "watermark = NULL, next_mark = NULL, next_mark_xid = NULL, pass_mark = NULL,"
+				 " pass_cursor = NULL, pass_end = NULL, pass_at = NULL, files = NULL, switch_xid = NULL",
+				 "", 1, types, values, NULL);
 }
 
 /*

@@ -250,13 +250,14 @@ source_triggers(List *list, const BbfJob *job, const BbfPair *pair)
 	Bitmapset  *columns = bbf_expr_columns(job->pending_where, relid);
 	char	   *changed;
 	char	   *of_columns;
+	bool		of_any;
 
 	columns = bms_add_member(columns, pair->source_key_att);
 	if (pair->group_by)
 		columns = bms_add_member(columns, pair->group_att);
 	changed = bbf_trigger_changed(relid, columns);
-	of_columns = bbf_shape_has_before_update(relid) ? "" :
-		psprintf(" OF %s", column_list(relid, columns));
+	of_any = bbf_shape_has_before_update(relid);
+	of_columns = of_any ? "" : psprintf(" OF %s", column_list(relid, columns));
 
 	if (pair->pending_where)
 		list = bbf_trigger_def(list, job, relid, "bbf_srcpick", 'O',
@@ -269,17 +270,20 @@ source_triggers(List *list, const BbfJob *job, const BbfPair *pair)
 						   psprintf("DELETE ON %s FOR EACH ROW%s", s, was_old), "source_changed", "");
 	list = bbf_trigger_def(list, job, relid, "bbf_srcdel", 'O',
 						   psprintf("DELETE ON %s FOR EACH STATEMENT", s), "source_changed", "");
-	list = bbf_trigger_def(list, job, relid, "bbf_srcchg", 'O',
+	/* two names: so that the check notices a BEFORE trigger that comes or goes */
+	list = bbf_trigger_def(list, job, relid, of_any ? "bbf_srcany" : "bbf_srcchg", 'O',
 						   psprintf("UPDATE%s ON %s FOR EACH ROW WHEN (%s)", of_columns, s, changed),
 						   "source_changed", "");
-	list = bbf_trigger_def(list, job, relid, "bbf_srcupd", 'O',
+	list = bbf_trigger_def(list, job, relid, of_any ? "bbf_srcanys" : "bbf_srcupd", 'O',
 						   psprintf("UPDATE%s ON %s FOR EACH STATEMENT", of_columns, s),
 						   "source_changed", "");
 	list = bbf_trigger_def(list, job, relid, "bbf_srctrun", 'A',
 						   psprintf("TRUNCATE ON %s FOR EACH STATEMENT", s), "source_truncated", "");
 	/* logical apply fires no statement triggers but TRUNCATE's */
 	list = bbf_trigger_def(list, job, relid, "bbf_srcrow", 'R',
-						   psprintf("INSERT OR DELETE ON %s FOR EACH ROW", s), "source_changed", ", 'row'");
+						   psprintf("INSERT ON %s FOR EACH ROW%s", s, is_new), "source_changed", ", 'row'");
+	list = bbf_trigger_def(list, job, relid, "bbf_srcrowd", 'R',
+						   psprintf("DELETE ON %s FOR EACH ROW%s", s, was_old), "source_changed", ", 'row'");
 	return bbf_trigger_def(list, job, relid, "bbf_srcrowu", 'R',
 						   psprintf("UPDATE ON %s FOR EACH ROW WHEN (%s)", s, changed),
 						   "source_changed", ", 'row'");

@@ -72,10 +72,16 @@ give_up(const BbfJob *job)
 {
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job->name)};
+	char	   *successor = bbf_job_successor(job->name);
 
-	return bbf_txn_catalog("UPDATE bgw_backfill.job SET uninstall = true, drop_objects = true"
-						   " WHERE successor_of OPERATOR(pg_catalog.=) $1",
-						   1, types, values, NULL, SPI_OK_UPDATE) > 0;
+	if (successor == NULL ||
+		bbf_txn_catalog("UPDATE bgw_backfill.job SET uninstall = true, drop_objects = true"
+						" WHERE successor_of OPERATOR(pg_catalog.=) $1",
+						1, types, values, NULL, SPI_OK_UPDATE) == 0)
+		return false;
+	bbf_job_set_well(successor);
+	bbf_wake_cancel_at_commit(successor);
+	return true;
 }
 
 /*

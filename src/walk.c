@@ -46,6 +46,7 @@ begin(BbfWalk *walk)
 	const BbfPair *pair = walk->pair;
 	char	   *high;
 
+	bbf_watermark_begin_walk(walk->job);	/* the mark first: the walk reaches it */
 	bbf_settle_statement(walk->job,
 						 psprintf("SELECT s.%s FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
 								  pair->source_key, pair->source_sql, pair->source_key,
@@ -53,7 +54,6 @@ begin(BbfWalk *walk)
 						 0, NULL, NULL, NULL, SPI_OK_SELECT);
 	high = bbf_settle_first_key(pair);
 	bbf_job_begin_walk(walk->job, high, (int64) bbf_shape_estimate_rows(pair->source));
-	bbf_watermark_begin_walk(walk->job);
 	return high != NULL;
 }
 

@@ -57,7 +57,7 @@ FROM pg_attribute WHERE attrelid = 'events_sidecar'::regclass AND attnum > 0 ORD
 SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 'events_sidecar'::regclass ORDER BY 1;
 SELECT relname, obj_description(oid), pg_get_userbyid(relowner), reloptions
 FROM pg_class WHERE relnamespace = 'app'::regnamespace AND relname IN ('events_sidecar', 'events_pending') ORDER BY 1;
-SELECT pg_get_viewdef('events_pending');
+SELECT regexp_replace(pg_get_viewdef('events_pending'), '\ms\.', '', 'g');
 SELECT tgname, tgenabled, pg_get_triggerdef(oid) FROM pg_trigger
 WHERE tgrelid IN ('events'::regclass, 'vectors'::regclass) AND NOT tgisinternal ORDER BY 1;
 SELECT compare();
@@ -167,7 +167,7 @@ SELECT bgw_backfill.configure('events', 'scan_interval', '1s');
 SELECT bgw_backfill.configure('events', 'lookback', '50');
 CALL bgw_backfill.wait('events');
 SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'events\_bbf%';
-SELECT pg_get_viewdef('events_pending');
+SELECT regexp_replace(pg_get_viewdef('events_pending'), '\ms\.', '', 'g');
 SELECT compare();
 INSERT INTO vectors SELECT i FROM generate_series(903, 950) i;
 SELECT 'target insert', compare();
