@@ -168,29 +168,24 @@ lock_table(const char *table_sql, LOCKMODE mode, int timeout_ms)
 				 mode == AccessExclusiveLock ? "ACCESS EXCLUSIVE" : "SHARE ROW EXCLUSIVE"));
 }
 
-/*
- * Both tables against everybody, for as short as lock_both(): no trigger can be
- * dropped with less.
- */
+/* Both tables, in the order that everybody takes them. */
+static void
+lock_both(const BbfJob *job, const BbfPair *pair, LOCKMODE target_mode, LOCKMODE source_mode)
+{
+	int			timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
+
+	lock_table(pair->target_sql, target_mode, Max(timeout / 2, 1));
+	lock_table(pair->source_sql, source_mode, Max(Min(timeout, DeadlockTimeout) / 2, 1));
+}
+
+/* Both tables against everybody: no trigger can be dropped with less. */
 void
 bbf_install_lock_alone(const BbfJob *job)
 {
 	BbfPair    *pair = bbf_pair_load(job);
-	int			timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
 
 	check_owners(job, pair);
-	lock_table(pair->target_sql, AccessExclusiveLock, Max(timeout / 2, 1));
-	lock_table(pair->source_sql, AccessExclusiveLock, Max(Min(timeout, DeadlockTimeout) / 2, 1));
-}
-
-/* Both tables, in the order that everybody takes them. */
-static void
-lock_both(const BbfJob *job, const BbfPair *pair, LOCKMODE source_mode)
-{
-	int			timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
-
-	lock_table(pair->target_sql, ShareRowExclusiveLock, Max(timeout / 2, 1));
-	lock_table(pair->source_sql, source_mode, Max(Min(timeout, DeadlockTimeout) / 2, 1));
+	lock_both(job, pair, AccessExclusiveLock, AccessExclusiveLock);
 }
 
 static void
@@ -228,12 +223,14 @@ bbf_install_run(BbfJob *job)
 {
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
 	BbfPair    *pair = bbf_pair_load(job);
+	LOCKMODE	source_lock;
 	List	   *triggers;
 	ListCell   *lc;
 
 	check_owners(job, pair);
-	if (mode->source_lock(job, pair) != NoLock)
-		lock_both(job, pair, mode->source_lock(job, pair));
+	source_lock = mode->source_lock(job, pair);
+	if (source_lock != NoLock)
+		lock_both(job, pair, ShareRowExclusiveLock, source_lock);
 	pair = bbf_pair_load(job);	/* what was read before the locks is a guess */
 	check_owners(job, pair);
 
@@ -293,7 +290,7 @@ shares_table(const BbfJob *job)
 {
 	BbfJob	   *other = job->successor_of ? bbf_job_load(job->successor_of) : NULL;
 
-	return other && bbf_mode_lookup(other->mode)->table == bbf_mode_lookup(job->mode)->table;
+	return other && bbf_mode_same_place(bbf_mode_lookup(other->mode), bbf_mode_lookup(job->mode));
 }
 
 /*

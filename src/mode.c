@@ -46,3 +46,10 @@ bbf_mode_lookup(const char *name)
 			 errmsg("unrecognized mode: \"%s\"", name),
 			 errhint("The modes are column, sidecar and watermark.")));
 }
+
+/* Do two modes keep their answer in the same place? */
+bool
+bbf_mode_same_place(const BbfMode *a, const BbfMode *b)
+{
+	return a->table == b->table;
+}

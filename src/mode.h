@@ -153,6 +153,7 @@ extern const BbfMode bbf_mode_sidecar;
 extern const BbfMode bbf_mode_watermark;
 
 extern const BbfMode *bbf_mode_lookup(const char *name);
+extern bool bbf_mode_same_place(const BbfMode *a, const BbfMode *b);
 extern char *bbf_mode_range(const char *column, char *const *op, bool bounded);
 extern char *bbf_mode_lock_source(const BbfJob *job, const BbfPair *pair, bool by_key);
 

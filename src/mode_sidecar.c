@@ -113,6 +113,18 @@ bbf_sidecar_stale(const BbfJob *job, const BbfPair *pair)
 	return psprintf("(%s OR NOT %s)", bbf_pair_match(pair, "d"), eligible(pair));
 }
 
+/* "the source row s has no match", looked for in the key range alone. */
+static char *
+no_match_in_range(const BbfPair *pair, bool bounded)
+{
+	char	   *mkey = psprintf("m.%s", pair->target_key);
+
+	return psprintf("NOT EXISTS (SELECT FROM ONLY %s m WHERE %s%s%s AND %s %s s.%s)",
+					pair->target_sql, bbf_mode_range(mkey, pair->target_key_op, bounded),
+					pair->match_where ? " AND " : "", pair->match_where ? pair->match_where : "",
+					mkey, pair->target_key_op[BTEqualStrategyNumber], pair->source_key);
+}
+
 /*
  * The pending rows of a key range that the sidecar lacks, or has with another
  * group.  The range stands on all sides.
@@ -122,16 +134,12 @@ bbf_sidecar_candidates(const BbfJob *job, const BbfPair *pair, bool sweep, bool 
 {
 	char	   *skey = psprintf("s.%s", pair->source_key);
 	char	   *dkey = psprintf("d.%s", pair->source_key);
-	char	   *mkey = psprintf("m.%s", pair->target_key);
 
-	return psprintf("SELECT s.ctid, %s FROM ONLY %s s WHERE %s%s"
-					" AND NOT EXISTS (SELECT FROM ONLY %s m WHERE %s%s%s AND %s %s %s)"
+	return psprintf("SELECT s.ctid, %s FROM ONLY %s s WHERE %s%s AND %s"
 					" AND NOT EXISTS (SELECT FROM ONLY %s d WHERE %s AND %s %s %s AND NOT %s)"
 					" ORDER BY %s USING %s",
 					skey, pair->source_sql, bbf_mode_range(skey, pair->key_op, bounded), and_pending(pair),
-					pair->target_sql, bbf_mode_range(mkey, pair->target_key_op, bounded),
-					pair->match_where ? " AND " : "", pair->match_where ? pair->match_where : "",
-					mkey, pair->target_key_op[BTEqualStrategyNumber], skey,
+					no_match_in_range(pair, bounded),
 					bbf_sidecar_table(job, pair), bbf_mode_range(dkey, pair->key_op, bounded),
 					dkey, pair->key_op[BTEqualStrategyNumber], skey, group_differs(pair),
 					skey, pair->key_op[BTLessStrategyNumber]);
@@ -186,18 +194,13 @@ char *
 bbf_sidecar_write_range(const BbfJob *job, const BbfPair *pair, bool bounded)
 {
 	char	   *skey = psprintf("s.%s", pair->source_key);
-	char	   *mkey = psprintf("m.%s", pair->target_key);
 
 	return psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM"
-					" (SELECT %s AS k FROM ONLY %s s WHERE %s AND NOT EXISTS"
-					"  (SELECT FROM ONLY %s m WHERE %s%s%s AND %s %s %s) ORDER BY %s USING %s OFFSET 0) u"
+					" (SELECT %s AS k FROM ONLY %s s WHERE %s AND %s ORDER BY %s USING %s OFFSET 0) u"
 					" CROSS JOIN LATERAL (SELECT %s FROM ONLY %s s WHERE %s %s u.k%s OFFSET 0) r %s",
 					bbf_sidecar_table(job, pair), columns(pair, ""), columns(pair, "r."),
 					skey, pair->source_sql, bbf_mode_range(skey, pair->key_op, bounded),
-					pair->target_sql, bbf_mode_range(mkey, pair->target_key_op, bounded),
-					pair->match_where ? " AND " : "", pair->match_where ? pair->match_where : "",
-					mkey, pair->target_key_op[BTEqualStrategyNumber], skey,
-					skey, pair->key_op[BTLessStrategyNumber],
+					no_match_in_range(pair, bounded), skey, pair->key_op[BTLessStrategyNumber],
 					columns(pair, "s."), pair->source_sql, skey, pair->key_op[BTEqualStrategyNumber],
 					and_pending(pair), if_new(pair));
 }

@@ -31,13 +31,6 @@
 /* The flag column of a job that has named none. */
 #define DEFAULT_FLAG "has_embedding"
 
-/* Do two modes keep their answer in the same place? */
-static bool
-same_place(const BbfMode *a, const BbfMode *b)
-{
-	return a->table == b->table;
-}
-
 /* Write the successor of a job. */
 static void
 insert_successor(const BbfJob *job, const BbfJob *successor)
@@ -111,7 +104,7 @@ bbf_move_request(BbfJob *job, const char *mode)
 		successor.flag_column = job->flag_column ? job->flag_column : pstrdup(DEFAULT_FLAG);
 	else
 		successor.flag_column = NULL;
-	bbf_check_successor(&successor, same_place(bbf_mode_lookup(mode), bbf_mode_lookup(job->mode)));
+	bbf_check_successor(&successor, bbf_mode_same_place(bbf_mode_lookup(mode), bbf_mode_lookup(job->mode)));
 	insert_successor(job, &successor);
 }
 
@@ -134,7 +127,6 @@ take_over(const BbfJob *job, const BbfJob *successor)
 					" WHERE s.job OPERATOR(pg_catalog.=) $1 AND n.job OPERATOR(pg_catalog.=) $2",
 					2, types, values, NULL, SPI_OK_UPDATE);
 	bbf_job_delete(successor->name);
-	types[1] = TEXTOID;
 	bbf_txn_catalog("DELETE FROM bgw_backfill.job_skipped WHERE job OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, SPI_OK_DELETE);
 }
@@ -203,7 +195,7 @@ bbf_move_finish(BbfJob *successor)
 	set_mode(job, successor);
 	moved = bbf_job_load(job->name);
 	bbf_install_switch(job, successor, moved, pair);
-	if (!same_place(bbf_mode_lookup(job->mode), bbf_mode_lookup(moved->mode)))
+	if (!bbf_mode_same_place(bbf_mode_lookup(job->mode), bbf_mode_lookup(moved->mode)))
 	{
 		job->drop_objects = true;
 		bbf_mode_lookup(job->mode)->uninstall(job, pair);

@@ -205,50 +205,80 @@ remember_skipped(BbfJob *job, const RowSet *candidates, const RowSet *locked)
 	}
 }
 
-/* In a PG_CATCH: somebody held what we wanted, so undo the subtransaction; else throw. */
-static void
-undo_if_locked(MemoryContext context)
+/* what is tried in a subtransaction */
+typedef struct Attempt
 {
-	ErrorData  *edata;
+	BbfWalk    *walk;
+	const char *sql;			/* a quick way's statement; NULL: decide for locked */
+	int			nargs;
+	Oid		   *types;
+	Datum	   *values;
+	const char *nulls;
+	const RowSet *locked;
+	RowSet		written;		/* by a quick way */
+	int64		changed;		/* by deciding */
+} Attempt;
 
-	MemoryContextSwitchTo(context);
-	edata = CopyErrorData();
-	if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
-		PG_RE_THROW();
-	FlushErrorState();
-	bbf_txn_disarm();
-	RollbackAndReleaseCurrentSubTransaction();
+static void
+make_attempt(Attempt *attempt)
+{
+	BbfWalk    *walk = attempt->walk;
+
+	if (attempt->sql == NULL)
+	{
+		attempt->changed = decide(walk, attempt->locked);
+		return;
+	}
+	bbf_settle_statement(walk->job, attempt->sql, attempt->nargs, attempt->types, attempt->values,
+						 attempt->nulls, walk->mode->write_code);
+	attempt->written = take_rows(walk->pair);
 }
 
-/*
- * A quick way's statement, in a subtransaction of its own.  False: somebody holds
- * a row, and nothing is done.
- */
+/* Try something.  False: somebody holds a row, and nothing is done. */
 static bool
-write_quickly(BbfWalk *walk, const char *sql, int nargs, Oid *types, Datum *values, const char *nulls, RowSet *written)
+try_unless_locked(Attempt *attempt)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	volatile bool done = true;
 
-	bbf_txn_lock_timeout(WRITE_WAIT_MS);
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		bbf_settle_statement(walk->job, sql, nargs, types, values, nulls, walk->mode->write_code);
-		*written = take_rows(walk->pair);
+		make_attempt(attempt);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
-		undo_if_locked(context);
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+			PG_RE_THROW();
+		FlushErrorState();
+		bbf_txn_disarm();
+		RollbackAndReleaseCurrentSubTransaction();
 		done = false;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	return done;
+}
+
+/* A quick way's statement, which waits for a few milliseconds only. */
+static bool
+write_quickly(BbfWalk *walk, const char *sql, int nargs, Oid *types, Datum *values, const char *nulls, RowSet *written)
+{
+	Attempt		attempt = {.walk = walk, .sql = sql, .nargs = nargs, .types = types, .values = values, .nulls = nulls};
+
+	bbf_txn_lock_timeout(WRITE_WAIT_MS);
+	if (!try_unless_locked(&attempt))
+		return false;
+	*written = attempt.written;
+	return true;
 }
 
 /* The quick way for candidates. */
@@ -310,33 +340,14 @@ write_range(BbfWalk *walk, int64 *changed)
 static bool
 decide_or_leave(BbfWalk *walk, const RowSet *locked, int64 *changed)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile int64 written = 0;
-	volatile bool done = true;
+	Attempt		attempt = {.walk = walk, .locked = locked};
 
 	if (walk->mode->table == NULL)
-	{
-		*changed = decide(walk, locked);
-		return true;
-	}
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		written = decide(walk, locked);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		undo_if_locked(context);
-		done = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	*changed = written;
-	return done;
+		make_attempt(&attempt);
+	else if (!try_unless_locked(&attempt))
+		return false;
+	*changed = attempt.changed;
+	return true;
 }
 
 /* Settle the candidates of a range; returns how many rows have changed. */

@@ -61,8 +61,7 @@ update_state(const BbfJob *job, const char *assignments, const char *a, const ch
 	char		nulls[] = {' ', ' ', a ? ' ' : 'n', b ? ' ' : 'n', c ? ' ' : 'n', '\0'};
 
 	bbf_txn_catalog(psprintf("UPDATE bgw_backfill.job_state SET %s WHERE job OPERATOR(pg_catalog.=) $1"
-							 " AND generation OPERATOR(pg_catalog.=) $2"
-							 " AND pg_catalog.num_nulls($3, $4, $5) OPERATOR(pg_catalog.>=) 0",
+							 " AND generation OPERATOR(pg_catalog.=) $2",
 							 assignments),
 					5, types, values, nulls, SPI_OK_UPDATE);
 }
@@ -112,7 +111,7 @@ take_mark(BbfJob *job, const BbfPair *pair)
 
 /* The watermark rises. */
 static void
-rise(BbfJob *job, const BbfPair *pair, const char *mark)
+rise(BbfJob *job, const char *mark)
 {
 	if (mark == NULL)
 		return;
@@ -136,7 +135,7 @@ bbf_watermark_end_walk(BbfJob *job)
 {
 	if (!bbf_mode_lookup(job->mode)->passes || job->phase != BBF_PHASE_VERIFY)
 		return;
-	rise(job, bbf_pair_load(job), job->pass_mark);
+	rise(job, job->pass_mark);
 }
 
 /* Must a pass be made, or gone on with, before the next pending scan? */
@@ -211,9 +210,9 @@ begin_pass(BbfJob *job, const BbfPair *pair)
 
 /* A pass is done. */
 static void
-end_pass(BbfJob *job, const BbfPair *pair)
+end_pass(BbfJob *job)
 {
-	rise(job, pair, job->pass_mark);
+	rise(job, job->pass_mark);
 	job->pass_end = NULL;
 	job->pass_at = GetCurrentTimestamp();
 	update_state(job, "pass_end = NULL, pass_cursor = NULL, pass_mark = NULL, pass_at = pg_catalog.clock_timestamp()",
@@ -229,13 +228,13 @@ bbf_watermark_step(BbfJob *job)
 	if (job->pass_end == NULL)
 	{
 		if (!begin_pass(job, pair))
-			end_pass(job, pair);
+			end_pass(job);
 		return;
 	}
 	job->pass_cursor = bbf_walk_pass_batch(job, job->pass_cursor, job->pass_end);
 	job->batch_at = GetCurrentTimestamp();
 	if (strcmp(job->pass_cursor, job->pass_end) == 0)
-		end_pass(job, pair);
+		end_pass(job);
 	else
 		update_state(job, "pass_cursor = $3, batch_at = pg_catalog.clock_timestamp()",
 					 job->pass_cursor, NULL, NULL);
