@@ -14,6 +14,7 @@
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "compat.h"
 #include "expr.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -25,6 +26,7 @@
 #include "parser/parse_relation.h"
 #include "parser/parser.h"
 #include "session.h"
+#include "shape.h"
 #include "txn.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -277,4 +279,62 @@ bbf_expr_columns(const char *canonical, Oid relid)
 		result = bms_add_member(result, column + FirstLowInvalidHeapAttributeNumber);
 	table_close(rel, AccessShareLock);
 	return result;
+}
+
+/* Has an expression more than stored columns, constants and the server's own functions of them? */
+static bool
+is_not_simple(Node *node, void *context)
+{
+	Relation	rel = context;
+
+	if (node == NULL)
+		return false;
+	switch (nodeTag(node))
+	{
+		case T_Var:
+			if (((Var *) node)->varattno <= 0 ||
+				bbf_is_virtual(TupleDescAttr(RelationGetDescr(rel), ((Var *) node)->varattno - 1)))
+				return true;
+			break;
+		case T_NullTest:
+			if (((NullTest *) node)->argisrow)
+				return true;
+			break;
+		case T_List:
+		case T_Const:
+		case T_FuncExpr:
+		case T_OpExpr:
+		case T_DistinctExpr:
+		case T_ScalarArrayOpExpr:
+		case T_BoolExpr:
+		case T_BooleanTest:
+		case T_RelabelType:
+		case T_CoalesceExpr:
+			break;
+		default:
+			return true;
+	}
+	return check_functions_in_node(node, bbf_shape_is_users_function, NULL) ||
+		expression_tree_walker(node, is_not_simple, context);
+}
+
+/*
+ * A canonical condition, planned, if it can be kept and evaluated from one
+ * transaction to the next with a row at hand, whoever is the user and whatever
+ * are his settings; NULL if not.
+ */
+Expr *
+bbf_expr_simple(const char *canonical, Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	AsOwner		save = begin_as_owner(rel);
+	Expr	   *expr;
+
+	bbf_session_pin_text();
+	expr = expression_planner((Expr *) analyze(canonical, rel, "condition"));
+	end_as_owner(save);
+	if (is_not_simple((Node *) expr, rel))
+		expr = NULL;
+	table_close(rel, AccessShareLock);
+	return expr;
 }

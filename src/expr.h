@@ -6,10 +6,12 @@
 #define BBF_EXPR_H
 
 #include "nodes/bitmapset.h"
+#include "nodes/primnodes.h"
 
 extern char *bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 								const char *forbidden_column);
 extern char *bbf_expr_deparse(const char *canonical, Oid relid, const char *alias);
 extern Bitmapset *bbf_expr_columns(const char *canonical, Oid relid);
+extern Expr *bbf_expr_simple(const char *canonical, Oid relid);
 
 #endif							/* BBF_EXPR_H */

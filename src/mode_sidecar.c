@@ -20,7 +20,8 @@
  *	target insert	removes its keys, passing by the locked ones (SKIP LOCKED):
  *					what is not committed yet, or locked, stays as a stale row
  *	target change	upserts its keys, then removes those that should not be there
- *	source insert	adds its keys, but for those with a match that it could lock
+ *	source insert	adds its keys, but for those with a match that it could lock;
+ *					where nobody's can be there, without looking (enqueue.c)
  *	source update	upserts old and new keys, then removes what should not be there
  *	source delete	the same: so a key that a batch or a target's trigger adds at
  *					that moment is met by one of the two (R5: never an orphan)

@@ -11,6 +11,7 @@
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_type.h"
 #include "commands/defrem.h"
+#include "enqueue.h"
 #include "executor/spi.h"
 #include "expr.h"
 #include "mode_sidecar.h"
@@ -234,9 +235,12 @@ column_list(Oid relid, Bitmapset *columns)
 }
 
 /*
- * The triggers on the source.  Only eligible rows are collected: the others cost
- * the look at their condition.  An UPDATE that names none of the columns that
- * count costs nothing, unless a BEFORE trigger might change one all the same.
+ * The triggers on the source.  New rows are added one by one, if that is possible
+ * without a statement; one trigger, and no WHEN, which the server reads and plans
+ * for each statement anew.  Otherwise they are collected, but only eligible ones:
+ * the others cost the look at their condition.  An UPDATE that names none of the
+ * columns that count costs nothing, unless a BEFORE trigger might change one all
+ * the same.
  */
 static List *
 source_triggers(List *list, const BbfJob *job, const BbfPair *pair)
@@ -259,13 +263,19 @@ source_triggers(List *list, const BbfJob *job, const BbfPair *pair)
 	of_any = bbf_shape_has_before_update(relid);
 	of_columns = of_any ? "" : psprintf(" OF %s", column_list(relid, columns));
 
-	if (pair->pending_where)
-		list = bbf_trigger_def(list, job, relid, "bbf_srcpick", 'O',
-							   psprintf("INSERT ON %s FOR EACH ROW%s", s, is_new), "source_changed", "");
-	list = bbf_trigger_def(list, job, relid, "bbf_srcins", 'O',
-						   psprintf("INSERT ON %s%s FOR EACH STATEMENT", s,
-									pair->pending_where ? "" : " REFERENCING NEW TABLE AS new_rows"),
-						   "source_changed", "");
+	if (bbf_enqueue_is_possible(job, pair))
+		list = bbf_trigger_def(list, job, relid, "bbf_srcadd", 'O',
+							   psprintf("INSERT ON %s FOR EACH ROW", s), "source_changed", ", 'row'");
+	else
+	{
+		if (pair->pending_where)
+			list = bbf_trigger_def(list, job, relid, "bbf_srcpick", 'O',
+								   psprintf("INSERT ON %s FOR EACH ROW%s", s, is_new), "source_changed", "");
+		list = bbf_trigger_def(list, job, relid, "bbf_srcins", 'O',
+							   psprintf("INSERT ON %s%s FOR EACH STATEMENT", s,
+										pair->pending_where ? "" : " REFERENCING NEW TABLE AS new_rows"),
+							   "source_changed", "");
+	}
 	list = bbf_trigger_def(list, job, relid, "bbf_srcgone", 'O',
 						   psprintf("DELETE ON %s FOR EACH ROW%s", s, was_old), "source_changed", "");
 	list = bbf_trigger_def(list, job, relid, "bbf_srcdel", 'O',

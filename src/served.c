@@ -17,6 +17,7 @@
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "enqueue.h"
 #include "mode.h"
 #include "served.h"
 #include "session.h"
@@ -54,7 +55,8 @@ relcache_callback(Datum arg, Oid relid)
 		BbfServed  *served = entry->served;
 
 		if (served && (relid == InvalidOid || relid == served->job_table ||
-					   relid == served->source || relid == served->target))
+					   relid == served->source || relid == served->target ||
+					   relid == served->table_oid))
 			served->stale = true;
 	}
 }
@@ -194,6 +196,8 @@ build(BbfServed *served, const char *name)
 	served->owner = pair->owner;
 	served->table = mode->table ? MemoryContextStrdup(served->context, mode->table(job, pair)) : NULL;
 	served->source_schema = get_rel_namespace(pair->source);
+	served->table_oid = mode->table ?
+		get_relname_relid(bbf_job_object(job, "sidecar"), served->source_schema) : InvalidOid;
 	served->target_schema = get_rel_namespace(pair->target);
 	served->rights_lost = rights_lost(served, mode->writes_source || !pair->target_key_unique);
 	if (served->rights_lost)
@@ -226,13 +230,14 @@ build(BbfServed *served, const char *name)
 		served->target_settle_new = save_plan(mode->target_settle_new(job, pair), 1, types);
 	}
 	served->plain_update = mode->table ?
-		bbf_shape_write_is_plain(get_relname_relid(bbf_job_object(job, "sidecar"), served->source_schema),
+		bbf_shape_write_is_plain(served->table_oid,
 								 TRIGGER_TYPE_INSERT | TRIGGER_TYPE_DELETE | TRIGGER_TYPE_UPDATE) :
 		bbf_shape_write_is_plain(pair->source, TRIGGER_TYPE_UPDATE);
 	if (mode->source_settle_one && (short_way = mode->source_settle_one(job, pair)) != NULL)
 	{
 		types[0] = served->source_key.type;
 		served->source_settle_one = save_plan(short_way, 1, types);
+		bbf_enqueue_prepare(served, job, pair);
 	}
 	for (BbfEvent event = 0; event < BBF_EVENTS; event++)
 		save_steps(served, job, pair, mode, event);
@@ -349,6 +354,20 @@ try_build(const char *name, Relation rel)
 }
 
 /*
+ * The job of a source's trigger, if it is known and can be served; no reference is
+ * taken, and its plans are not looked at: for what uses none and runs no user's code.
+ */
+BbfServed *
+bbf_served_peek(const char *name, Relation source)
+{
+	CacheEntry *entry = cache ? hash_search(cache, name, HASH_FIND, NULL) : NULL;
+	BbfServed  *served = entry ? entry->served : NULL;
+
+	return served && !served->stale && served->source == RelationGetRelid(source) &&
+		served->rights_lost == NULL ? served : NULL;
+}
+
+/*
  * The job of a trigger's first argument, with a reference taken; NULL, after a
  * warning, if it cannot be served.
  */
@@ -356,6 +375,8 @@ BbfServed *
 bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights)
 {
 	CacheEntry *entry;
+	FullTransactionId changed_in = InvalidFullTransactionId;
+	CommandId	changed_at = FirstCommandId;
 	bool		found;
 
 	if (cache == NULL)
@@ -371,6 +392,8 @@ bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights
 	{
 		BbfServed  *old = entry->served;
 
+		changed_in = old->changed_in;
+		changed_at = old->changed_at;
 		entry->served = NULL;
 		bbf_served_release(old);
 	}
@@ -385,6 +408,8 @@ bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights
 		entry->served = served;
 		if (served == NULL)
 			return NULL;
+		served->changed_in = changed_in;
+		served->changed_at = changed_at;
 	}
 	if (RelationGetRelid(rel) != (of_source ? entry->served->source : entry->served->target))
 	{

@@ -5,6 +5,7 @@
 #ifndef BBF_SERVED_H
 #define BBF_SERVED_H
 
+#include "access/transam.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "mode.h"
@@ -47,6 +48,10 @@ typedef struct BbfServed
 	SPIPlanPtr	target_count_new;
 	SPIPlanPtr	target_settle_new;
 	SPIPlanPtr	source_settle_one;	/* NULL: no short way */
+	Oid			table_oid;		/* the table of pending keys, or InvalidOid */
+	struct BbfEnqueue *enqueue; /* see enqueue.c; NULL: nothing is done there */
+	FullTransactionId changed_in;	/* when a trigger last ran for anything but a new */
+	CommandId	changed_at;		/* source row: its transaction, and the command */
 	BbfStep		steps[BBF_EVENTS][BBF_MAX_STEPS];	/* their SQL is not kept */
 	SPIPlanPtr	plans[BBF_EVENTS][BBF_MAX_STEPS];
 	int			nsteps[BBF_EVENTS];
@@ -54,6 +59,7 @@ typedef struct BbfServed
 
 extern void bbf_served_init(void);
 extern BbfServed *bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights);
+extern BbfServed *bbf_served_peek(const char *name, Relation source);
 extern void bbf_served_release(BbfServed *served);
 extern void bbf_served_become(Oid owner, Oid *save_userid, int *save_context);
 

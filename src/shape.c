@@ -191,8 +191,9 @@ brings_search_path(Oid function)
 	return result;
 }
 
-static bool
-is_users_function(Oid function, void *context)
+/* Is a function not the server's own?  As check_functions_in_node() wants it. */
+bool
+bbf_shape_is_users_function(Oid function, void *context)
 {
 	return function >= FirstNormalObjectId;
 }
@@ -202,7 +203,7 @@ calls_users_function(Node *node, void *context)
 {
 	if (node == NULL)
 		return false;
-	if (check_functions_in_node(node, is_users_function, NULL))
+	if (check_functions_in_node(node, bbf_shape_is_users_function, NULL))
 		return true;
 	return expression_tree_walker(node, calls_users_function, context);
 }

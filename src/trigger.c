@@ -6,7 +6,8 @@
  * those keys with two saved statements of the job's mode: one that locks, one
  * that decides with a snapshot taken after the locks (GetLatestSnapshot, as
  * foreign-key checks do, so that a repeatable-read caller decides right: R8).
- * An insert has short ways, for rows whose answer it changes; see the mode.  (Not
+ * An insert has short ways, for rows whose answer it changes; see the mode, and
+ * enqueue.c for new source rows, which takes no statement at all.  (Not
  * after a statement of this transaction has deleted or changed target rows: that
  * may have been a trigger or a function that the insert itself called, before us.)
  * No row is left without a lock: a trigger that looked first and did nothing
@@ -39,6 +40,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "enqueue.h"
 #include "fmgr.h"
 #include "job.h"
 #include "keyset.h"
@@ -232,6 +234,17 @@ event_of(const TriggerData *trigdata, bool of_source)
 }
 
 /*
+ * Is this the trigger that adds new source rows one by one?  Not the one that
+ * logical apply fires, which foreign keys do not guard.
+ */
+static bool
+is_added_alone(const TriggerData *trigdata)
+{
+	return TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && trigdata->tg_trigger->tgnargs > 1 &&
+		trigdata->tg_trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN;
+}
+
+/*
  * Collect the keys of the event, or settle them.  row_keys: what row triggers
  * have collected for a statement trigger.
  */
@@ -244,6 +257,15 @@ work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, BbfEvent
 
 	if (event == BBF_TARGET_CHANGE)
 		bbf_keyset_collecting(name, event, true)->removals++;
+	if (event != BBF_SOURCE_INSERT)
+		bbf_enqueue_note_change(served);
+	else if (is_added_alone(trigdata))
+	{
+		if (bbf_enqueue_row(served, trigdata->tg_trigslot))
+			return;
+		if (served->enqueue == NULL)
+			event = BBF_SOURCE_UPDATE;	/* it may not even be eligible */
+	}
 
 	if (row_keys)
 	{
@@ -287,6 +309,12 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 	event = event_of(trigdata, of_source);
 	of_rows = !TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) &&
 		trigdata->tg_newtable == NULL && trigdata->tg_oldtable == NULL;
+
+	/* the quickest way of a new source row */
+	if (event == BBF_SOURCE_INSERT && is_added_alone(trigdata) &&
+		(served = bbf_served_peek(name, trigdata->tg_relation)) != NULL &&
+		bbf_enqueue_row(served, trigdata->tg_trigslot))
+		return PointerGetDatum(NULL);
 
 	/* a statement that collected nothing costs nothing */
 	if (of_rows &&
