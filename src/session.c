@@ -69,6 +69,7 @@ bbf_session_harden(void)
 		{"enable_tidscan", "on"},
 		{"enable_mergejoin", "on"},
 		{"enable_hashjoin", "on"},
+		{"enable_bitmapscan", "on"},
 		{"enable_sort", "on"},
 		{"max_parallel_workers_per_gather", "0"},
 		{"max_parallel_maintenance_workers", "0"},

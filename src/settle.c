@@ -64,6 +64,19 @@ bbf_settle_statement(const BbfJob *job, const char *sql, int nargs, Oid *types, 
 	return processed;
 }
 
+/* The same for one that each batch runs. */
+uint64
+bbf_settle_kept_statement(const BbfJob *job, const char *sql, int nargs, Oid *types, Datum *values,
+						  const char *nulls, int expected)
+{
+	uint64		processed;
+
+	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
+	processed = bbf_txn_sql_kept(sql, nargs, types, values, nulls, expected);
+	bbf_txn_disarm();
+	return processed;
+}
+
 /* A single key that a statement returned, as text; NULL if it returned none. */
 char *
 bbf_settle_first_key(const BbfPair *pair)
@@ -229,8 +242,8 @@ make_attempt(Attempt *attempt)
 		attempt->changed = decide(walk, attempt->locked);
 		return;
 	}
-	bbf_settle_statement(walk->job, attempt->sql, attempt->nargs, attempt->types, attempt->values,
-						 attempt->nulls, walk->mode->write_code);
+	bbf_settle_kept_statement(walk->job, attempt->sql, attempt->nargs, attempt->types, attempt->values,
+							  attempt->nulls, walk->mode->write_code);
 	attempt->written = take_rows(walk->pair);
 }
 
@@ -304,8 +317,8 @@ put_right(BbfWalk *walk, const RowSet *written)
 	Datum		values[] = {tid_array(written)};
 
 	bbf_session_harden();
-	return (int64) bbf_settle_statement(walk->job, walk->mode->put_right(walk->job, walk->pair),
-										1, types, values, NULL, walk->mode->right_code);
+	return (int64) bbf_settle_kept_statement(walk->job, walk->mode->put_right(walk->job, walk->pair),
+											 1, types, values, NULL, walk->mode->right_code);
 }
 
 /*

@@ -21,6 +21,8 @@ typedef struct BbfWalk
 
 extern uint64 bbf_settle_statement(const BbfJob *job, const char *sql, int nargs, Oid *types, Datum *values,
 								   const char *nulls, int expected);
+extern uint64 bbf_settle_kept_statement(const BbfJob *job, const char *sql, int nargs, Oid *types, Datum *values,
+										const char *nulls, int expected);
 extern char *bbf_settle_first_key(const BbfPair *pair);
 extern int64 bbf_settle_range(BbfWalk *walk, bool thorough);
 extern bool bbf_settle_row(BbfWalk *walk, const char *key, bool wait, int64 *changed);

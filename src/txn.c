@@ -51,6 +51,8 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+#define MAX_KEPT 24				/* plans of statements */
+
 static TimestampTz armed_until = 0;
 static MemoryContext caller_context = NULL; /* current before and after */
 static int	commit_timeout = 0; /* the last limit of this transaction */
@@ -293,6 +295,83 @@ bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
 	return SPI_processed;
 }
 
+/*
+ * The plan of a statement that a worker runs in batch after batch, NULL if there
+ * cannot be one.  Kept for as long as the process lives, the least used go first;
+ * the server makes it anew when a table changes, or when what a name means does.
+ */
+static SPIPlanPtr
+kept_plan(const char *sql, int nargs, Oid *types)
+{
+	static struct
+	{
+		char	   *sql;
+		SPIPlanPtr	plan;
+	}			kept[MAX_KEPT],
+				found = {NULL, NULL};
+	int			i = 0;
+	bool		same = false;
+
+	for (i = 0; i < MAX_KEPT && kept[i].sql && !same; i++)
+	{
+		same = strcmp(kept[i].sql, sql) == 0 && SPI_getargcount(kept[i].plan) == nargs;
+		for (int arg = 0; arg < nargs && same; arg++)
+			same = SPI_getargtypeid(kept[i].plan, arg) == types[arg];
+	}
+	if (same)
+		found = kept[--i];
+	else
+	{
+		found.plan = SPI_prepare(sql, nargs, types);
+		if (found.plan == NULL || SPI_keepplan(found.plan) != 0)
+			return NULL;
+		found.sql = MemoryContextStrdup(TopMemoryContext, sql);
+		if (i == MAX_KEPT)
+		{
+			i--;
+			SPI_freeplan(kept[i].plan);
+			pfree(kept[i].sql);
+		}
+	}
+	memmove(&kept[1], &kept[0], sizeof(kept[0]) * i);
+	kept[0] = found;
+	return found.plan;
+}
+
+/*
+ * The same for a statement that is run again and again, in a worker: it is parsed
+ * once, and planned for its parameters only where a plan for any would cost more.
+ */
+uint64
+bbf_txn_sql_kept(const char *sql, int nargs, Oid *types, Datum *values,
+				 const char *nulls, int expected)
+{
+	static bool running = false;
+	MemoryContext context = CurrentMemoryContext;
+	SPIPlanPtr	plan;
+	int			rc;
+
+	/* a statement of a trigger's must not push out the plan that fires it */
+	plan = MyBackendType == B_BG_WORKER && !running ? kept_plan(sql, nargs, types) : NULL;
+	MemoryContextSwitchTo(context);
+	if (plan == NULL)
+		return bbf_txn_sql(sql, nargs, types, values, nulls, expected);
+	running = true;
+	PG_TRY();
+	{
+		rc = SPI_execute_plan(plan, values, nulls, false, 0);
+	}
+	PG_FINALLY();
+	{
+		running = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	if (rc != expected)
+		elog(ERROR, "SPI returned %s for \"%s\"", SPI_result_code_string(rc), sql);
+	return SPI_processed;
+}
+
 /* Run a utility statement that may stand in a transaction, as the current user. */
 void
 bbf_txn_ddl(const char *sql)
@@ -346,7 +425,7 @@ bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
 	if (IsolationUsesXactSnapshot())
 		processed = sql_latest(sql, nargs, types, values, nulls, expected);
 	else
-		processed = bbf_txn_sql(sql, nargs, types, values, nulls, expected);
+		processed = bbf_txn_sql_kept(sql, nargs, types, values, nulls, expected);
 	bbf_session_unpin(nestlevel);
 	SetUserIdAndSecContext(save_userid, save_context);
 	return processed;

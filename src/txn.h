@@ -27,6 +27,8 @@ extern void bbf_txn_lock_timeout(int timeout_ms);
 /* statements */
 extern uint64 bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
 						  const char *nulls, int expected);
+extern uint64 bbf_txn_sql_kept(const char *sql, int nargs, Oid *types, Datum *values,
+							   const char *nulls, int expected);
 extern void bbf_txn_ddl(const char *sql);
 extern uint64 bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
 							  const char *nulls, int expected);

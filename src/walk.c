@@ -13,6 +13,7 @@
 #include "catalog/pg_type.h"
 #include "portability/instr_time.h"
 #include "prune.h"
+#include "session.h"
 #include "settle.h"
 #include "shape.h"
 #include "throttle.h"
@@ -74,10 +75,15 @@ next_range(BbfWalk *walk, int32 size, char **end)
 	Datum		values[] = {bbf_pair_key_in(pair, walk->job->high_mark), Int64GetDatum(size - 1), walk->low};
 	int64		rows;
 
-	bbf_settle_statement(walk->job,
-						 psprintf("SELECT s.%s %s ORDER BY s.%s USING %s OFFSET $2 LIMIT 1", pair->source_key,
-								  from, pair->source_key, pair->key_op[BTLessStrategyNumber]),
-						 walk->bounded ? 3 : 2, types, values, NULL, SPI_OK_SELECT);
+	/* in the index's order, whatever part of the table a plan for any values expects */
+	bbf_session_set("enable_bitmapscan", "off");
+	bbf_session_set("enable_sort", "off");
+	bbf_settle_kept_statement(walk->job,
+							  psprintf("SELECT s.%s %s ORDER BY s.%s USING %s OFFSET $2 LIMIT 1", pair->source_key,
+									   from, pair->source_key, pair->key_op[BTLessStrategyNumber]),
+							  walk->bounded ? 3 : 2, types, values, NULL, SPI_OK_SELECT);
+	bbf_session_set("enable_bitmapscan", "on");
+	bbf_session_set("enable_sort", "on");
 	*end = bbf_settle_first_key(pair);
 	if (*end != NULL)
 	{
