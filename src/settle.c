@@ -28,9 +28,13 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "expr.h"
 #include "session.h"
 #include "settle.h"
+#include "shape.h"
 #include "storage/itemptr.h"
 #include "storage/proc.h"
 #include "txn.h"
@@ -322,12 +326,33 @@ put_right(BbfWalk *walk, const RowSet *written)
 }
 
 /*
+ * Would a fresh look show what the writing saw?  So it does if no transaction has
+ * ended since before that, however many are under way: the locks that we have
+ * now would make no difference to what is decided.  But a trigger of the owner's
+ * may have written in our own transaction, and so may a function of a condition,
+ * or look at what it should not.
+ */
+static bool
+nothing_happened(const BbfWalk *walk, uint64 ended_before)
+{
+	const BbfJob *job = walk->job;
+
+	return bbf_txn_ended() == ended_before &&
+		(job->pending_where == NULL || bbf_expr_simple(job->pending_where, walk->pair->source)) &&
+		(job->match_where == NULL || bbf_expr_simple(job->match_where, walk->pair->target)) &&
+		bbf_shape_write_is_plain(get_relname_relid(bbf_job_object(job, "sidecar"),
+												   get_namespace_oid(walk->pair->schema, false)),
+								 TRIGGER_TYPE_INSERT);
+}
+
+/*
  * The quickest way, where a mode has it: a whole range in one statement.  False:
  * somebody holds a row, and nothing is done.
  */
 static bool
 write_range(BbfWalk *walk, int64 *changed)
 {
+	uint64		ended_before = bbf_txn_ended();
 	Oid			types[] = {walk->pair->key_type, walk->pair->key_type};
 	Datum		values[] = {walk->low, walk->high};
 	RowSet		written = {0};
@@ -342,7 +367,9 @@ write_range(BbfWalk *walk, int64 *changed)
 	if (!done)
 		return false;
 	limit_waits(walk->job);
-	*changed = written.n > 0 ? (int64) written.n - put_right(walk, &written) : 0;
+	*changed = (int64) written.n;
+	if (written.n > 0 && !nothing_happened(walk, ended_before))
+		*changed -= put_right(walk, &written);
 	return true;
 }
 

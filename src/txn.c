@@ -277,6 +277,16 @@ bbf_txn_lock_timeout(int timeout_ms)
 }
 
 /*
+ * How many transactions that wrote anything have ended in this server: where it is
+ * the same twice, no snapshot between the two shows more than another one.
+ */
+uint64
+bbf_txn_ended(void)
+{
+	return GetLatestSnapshot()->snapXactCompletionCount;
+}
+
+/*
  * Run a statement as the current user, planned for its parameters.  Returns
  * the number of rows; rows returned are in SPI_tuptable.  expected: the SPI_OK_*
  * that must come back.  The caller's memory context stays the current one: SPI

@@ -24,6 +24,8 @@ extern void bbf_txn_disarm(void);
 extern bool bbf_txn_timed_out(void);
 extern void bbf_txn_lock_timeout(int timeout_ms);
 
+extern uint64 bbf_txn_ended(void);
+
 /* statements */
 extern uint64 bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
 						  const char *nulls, int expected);
