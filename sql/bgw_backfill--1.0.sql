@@ -134,13 +134,79 @@ CREATE TABLE bgw_backfill.pending_group (
 );
 COMMENT ON TABLE bgw_backfill.pending_group IS 'what the pending scan found, a row per job and group';
 
+CREATE SEQUENCE bgw_backfill.claim_token;
+COMMENT ON SEQUENCE bgw_backfill.claim_token IS 'a token for each claim; a later one is higher';
+
+-- A row per claim, not per key: a claim costs one insert, its extension one update, and a target row that arrives
+-- costs its writer nothing.
+CREATE TABLE bgw_backfill.claim (
+	token			bigint PRIMARY KEY,
+	job				text COLLATE "C" NOT NULL,
+	claimed_by		text NOT NULL,
+	claimed_at		timestamptz NOT NULL DEFAULT clock_timestamp(),
+	expires_at		timestamptz NOT NULL,
+	granted			integer NOT NULL,
+	keys			text[] NOT NULL,
+	group_keys		text[] NOT NULL,
+	attempts		integer[] NOT NULL,
+	last_group		text,
+	stale_pruned	bigint NOT NULL DEFAULT 0
+);
+CREATE INDEX claim_open ON bgw_backfill.claim (job) WHERE keys <> '{}';
+CREATE INDEX claim_job ON bgw_backfill.claim (job, token);
+COMMENT ON TABLE bgw_backfill.claim IS 'what has been handed out under one token; emptied when all of it is answered';
+COMMENT ON COLUMN bgw_backfill.claim.granted IS 'how many keys it began with';
+COMMENT ON COLUMN bgw_backfill.claim.keys IS 'what was not seen answered yet, as text; group_keys and attempts go with it';
+COMMENT ON COLUMN bgw_backfill.claim.last_group IS 'the group that had the last turn; the next claim goes on after it';
+COMMENT ON COLUMN bgw_backfill.claim.stale_pruned IS 'rows that it took out of the table of pending keys; added to the job''s when it is forgotten';
+
+CREATE TABLE bgw_backfill.attempt (
+	job				text COLLATE "C" NOT NULL,
+	key				text COLLATE "C" NOT NULL,
+	group_key		text COLLATE "C",
+	attempts		integer NOT NULL,
+	next_at			timestamptz NOT NULL,
+	quarantined_at	timestamptz,
+	last_error		text,
+	last_error_at	timestamptz,
+	PRIMARY KEY (job, key)
+);
+CREATE INDEX attempt_next ON bgw_backfill.attempt (job, group_key, next_at) WHERE quarantined_at IS NULL;
+CREATE INDEX attempt_quarantined ON bgw_backfill.attempt (job, key) WHERE quarantined_at IS NOT NULL;
+COMMENT ON TABLE bgw_backfill.attempt IS 'pending rows that have been handed out and came back';
+COMMENT ON COLUMN bgw_backfill.attempt.attempts IS 'failures and expired leases so far';
+
+-- No unique key, so that nobody waits for a claim that is not committed: the highest of a group counts.
+CREATE TABLE bgw_backfill.passed (
+	job				text COLLATE "C" NOT NULL,
+	group_key		text COLLATE "C",
+	key				text NOT NULL,
+	looked_at		text
+);
+CREATE INDEX passed_group ON bgw_backfill.passed (job, group_key);
+COMMENT ON TABLE bgw_backfill.passed IS 'where a claim may begin in a group: what is pending up to that key has been handed out before';
+COMMENT ON COLUMN bgw_backfill.passed.looked_at IS 'how far the worker has looked for rows that became pending below that key';
+
+CREATE TABLE bgw_backfill.group_wait (
+	job				text COLLATE "C" NOT NULL,
+	group_key		text COLLATE "C",
+	failures		integer NOT NULL,
+	next_at			timestamptz NOT NULL,
+	last_error		text NOT NULL,
+	UNIQUE NULLS NOT DISTINCT (job, group_key)
+);
+COMMENT ON TABLE bgw_backfill.group_wait IS 'groups whose last call of the handler failed';
+
 REVOKE ALL ON bgw_backfill.job, bgw_backfill.job_state, bgw_backfill.job_skipped,
-	bgw_backfill.pending_group FROM PUBLIC;
+	bgw_backfill.pending_group, bgw_backfill.claim, bgw_backfill.attempt, bgw_backfill.passed,
+	bgw_backfill.group_wait FROM PUBLIC;
+REVOKE ALL ON SEQUENCE bgw_backfill.claim_token FROM PUBLIC;
 
 -- Jobs go into a dump; a restored one is held until somebody resumes it.
 SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.job', '');
 SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.job_state', '');
 SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.job_skipped', '');
+SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.attempt', '');
 
 ----------------------------------------------------------------------
 -- Trigger functions
@@ -217,6 +283,37 @@ CREATE PROCEDURE bgw_backfill.wait(job text, phase text DEFAULT 'live', timeout 
 COMMENT ON PROCEDURE bgw_backfill.wait(text, text, interval) IS 'return when a job has reached a phase; not to be called in a transaction block';
 
 ----------------------------------------------------------------------
+-- What a consumer calls
+----------------------------------------------------------------------
+
+CREATE FUNCTION bgw_backfill.claim(
+	job text,
+	max_rows integer DEFAULT 100,
+	lease interval DEFAULT '5 minutes',
+	group_key text DEFAULT NULL,
+	OUT key text, OUT group_key text, OUT attempt integer, OUT token bigint)
+	RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'bgw_backfill_claim';
+COMMENT ON FUNCTION bgw_backfill.claim(text, integer, interval, text)
+	IS 'hand out pending rows of a job, round-robin over the groups; never waits for another claim';
+
+CREATE FUNCTION bgw_backfill.fail(job text, keys text[], token bigint, error text)
+	RETURNS integer LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'bgw_backfill_fail';
+COMMENT ON FUNCTION bgw_backfill.fail(text, text[], bigint, text)
+	IS 'claimed rows could not be done: count it, and hand them out again later or not at all; returns how many';
+
+CREATE FUNCTION bgw_backfill.release(job text, keys text[], token bigint)
+	RETURNS integer LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'bgw_backfill_release';
+COMMENT ON FUNCTION bgw_backfill.release(text, text[], bigint) IS 'give claimed rows back, uncharged; returns how many';
+
+CREATE FUNCTION bgw_backfill.extend(job text, token bigint, lease interval)
+	RETURNS timestamptz LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'bgw_backfill_extend';
+COMMENT ON FUNCTION bgw_backfill.extend(text, bigint, interval) IS 'let a claim''s lease end that long from now; returns when';
+
+CREATE FUNCTION bgw_backfill.requeue(job text, keys text[] DEFAULT NULL)
+	RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'bgw_backfill_requeue';
+COMMENT ON FUNCTION bgw_backfill.requeue(text, text[]) IS 'take rows out of quarantine, all of them if no keys are given; returns how many';
+
+----------------------------------------------------------------------
 -- Views
 ----------------------------------------------------------------------
 
@@ -241,7 +338,9 @@ CREATE FUNCTION bgw_backfill.effective_settings(settings text[]) RETURNS jsonb
 				WHERE split_part(x, '=', 1) = substr(p.name, 14)) o ON true
 		WHERE p.name IN ('bgw_backfill.batch_size', 'bgw_backfill.batch_sleep', 'bgw_backfill.lock_timeout',
 			'bgw_backfill.statement_timeout', 'bgw_backfill.scan_interval', 'bgw_backfill.scan_timeout',
-			'bgw_backfill.verify_interval', 'bgw_backfill.lookback'));
+			'bgw_backfill.verify_interval', 'bgw_backfill.lookback', 'bgw_backfill.max_attempts',
+			'bgw_backfill.max_leased', 'bgw_backfill.handoff_rows', 'bgw_backfill.handoff_groups',
+			'bgw_backfill.handoff_lease'));
 COMMENT ON FUNCTION bgw_backfill.effective_settings(text[]) IS 'each per-job setting, its value and where that comes from';
 
 CREATE VIEW bgw_backfill.visible_job WITH (security_barrier) AS
@@ -275,7 +374,8 @@ SELECT q.job, q.source, q.target, q.mode, q.phase, q.state, q.percent, q.rows_do
 		THEN pg_catalog.date_trunc('second', pg_catalog.make_interval(
 			secs => least(greatest(q.rows_total - q.rows_done, 0) / q.rows_per_second, 1e9))) END AS eta,
 	q.fill_ms, q.waiting_for, q.waited, q.errors, q.last_error, q.last_error_at, q.started_at,
-	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.stale_pruned, q.watermark, q.rebuilding, q.worker_pid,
+	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.stale_pruned, q.watermark, q.leased, q.quarantined, q.waiting_groups,
+	q.rebuilding, q.worker_pid,
 	pg_catalog.format('[%s%s] %s%%',
 		pg_catalog.repeat('#', pg_catalog.floor(q.percent / 5)::integer),
 		pg_catalog.repeat('.', 20 - pg_catalog.floor(q.percent / 5)::integer),
@@ -315,7 +415,15 @@ FROM (
 		CASE WHEN w.waiting_for IS NOT NULL THEN pg_catalog.clock_timestamp() - w.waiting_since
 			WHEN s.waiting_for IS NOT NULL THEN pg_catalog.clock_timestamp() - s.waiting_since END AS waited,
 		s.errors, s.last_error, s.last_error_at, s.started_at, s.phase_started_at, s.live_since,
-		s.verified_at, s.mismatches, s.stale_pruned, s.watermark,
+		s.verified_at, s.mismatches,
+		s.stale_pruned + (SELECT coalesce(pg_catalog.sum(c.stale_pruned), 0) FROM bgw_backfill.claim c
+			WHERE c.job = j.job)::bigint AS stale_pruned,
+		s.watermark,
+		(SELECT coalesce(pg_catalog.sum(pg_catalog.cardinality(c.keys)), 0) FROM bgw_backfill.claim c
+			WHERE c.job = j.job AND c.keys <> '{}') AS leased,
+		(SELECT pg_catalog.count(*) FROM bgw_backfill.attempt a
+			WHERE a.job = j.job AND a.quarantined_at IS NOT NULL) AS quarantined,
+		(SELECT pg_catalog.count(*) FROM bgw_backfill.group_wait g WHERE g.job = j.job) AS waiting_groups,
 		CASE
 			WHEN n.uninstall THEN pg_catalog.format('mode %s: given up', n.mode)
 			WHEN ns.health <> 'ok' THEN pg_catalog.format('mode %s: %s: %s', n.mode, ns.health, ns.last_error)
@@ -340,8 +448,15 @@ SELECT g.job, g.group_key, g.pending, g.capped, g.oldest_key, g.scanned_at
 FROM bgw_backfill.pending_group g JOIN bgw_backfill.visible_job j ON j.job = g.job;
 COMMENT ON VIEW bgw_backfill.pending_groups IS 'what the last pending scan found in each group';
 
+CREATE VIEW bgw_backfill.quarantine WITH (security_barrier) AS
+SELECT a.job, a.key, a.group_key, a.attempts, a.last_error, a.last_error_at, a.quarantined_at
+FROM bgw_backfill.attempt a JOIN bgw_backfill.visible_job j ON j.job = a.job
+WHERE a.quarantined_at IS NOT NULL;
+COMMENT ON VIEW bgw_backfill.quarantine IS 'pending rows that have failed max_attempts times and are not handed out any more';
+
 REVOKE ALL ON bgw_backfill.visible_job FROM PUBLIC;
-GRANT SELECT ON bgw_backfill.jobs, bgw_backfill.progress, bgw_backfill.pending_groups TO PUBLIC;
+GRANT SELECT ON bgw_backfill.jobs, bgw_backfill.progress, bgw_backfill.pending_groups,
+	bgw_backfill.quarantine TO PUBLIC;
 
 ----------------------------------------------------------------------
 -- Say it at once when nothing would run.

@@ -7,6 +7,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "api.h"
 #include "catalog/pg_type.h"
 #include "check.h"
 #include "compat.h"
@@ -31,8 +32,8 @@ PG_FUNCTION_INFO_V1(bgw_backfill_configure);
 PG_FUNCTION_INFO_V1(bgw_backfill_check_preload);
 
 /* No worker runs, and nothing can be written, on a standby. */
-static void
-refuse_in_recovery(const char *function)
+void
+bbf_api_refuse_in_recovery(const char *function)
 {
 	if (RecoveryInProgress())
 		ereport(ERROR,
@@ -119,7 +120,7 @@ bgw_backfill_track(PG_FUNCTION_ARGS)
 	BbfJob		job = {0};
 	char	   *name;
 
-	refuse_in_recovery("track");
+	bbf_api_refuse_in_recovery("track");
 	if (bbf_shared == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -162,21 +163,28 @@ bgw_backfill_track(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(cstring_to_text(name));
 }
 
+/* There is no job of that name. */
+void
+bbf_api_no_such_job(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("job \"%s\" does not exist", name),
+			 errhint("The view bgw_backfill.jobs lists your jobs.")));
+}
+
 /*
  * The job of that name, for a caller who may change it: a member of the role
  * that owns its source (or owned it, if the table is gone).
  */
-static BbfJob *
-own_job(const char *name)
+BbfJob *
+bbf_api_own_job(const char *name)
 {
 	BbfJob	   *job = bbf_job_load(name);
 	Oid			owner;
 
 	if (job == NULL || job->successor_of)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("job \"%s\" does not exist", name),
-				 errhint("The view bgw_backfill.jobs lists your jobs.")));
+		bbf_api_no_such_job(name);
 	owner = bbf_pair_owner(bbf_job_source(job));
 	if (!OidIsValid(owner))
 		owner = get_role_oid(job->owner, true);
@@ -208,9 +216,9 @@ bgw_backfill_untrack(PG_FUNCTION_ARGS)
 	BbfJob	   *job;
 	char	   *successor;
 
-	refuse_in_recovery("untrack");
+	bbf_api_refuse_in_recovery("untrack");
 	SPI_connect();
-	job = own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	job = bbf_api_own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	if (!OidIsValid(bbf_job_source(job)) && !OidIsValid(bbf_job_target(job)))
 	{
 		bbf_job_delete(job->name);
@@ -242,9 +250,9 @@ bgw_backfill_pause(PG_FUNCTION_ARGS)
 	BbfJob	   *job;
 	char	   *successor;
 
-	refuse_in_recovery("pause");
+	bbf_api_refuse_in_recovery("pause");
 	SPI_connect();
-	job = own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	job = bbf_api_own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	update_job(job->name, "paused = true", NULL);
 	bbf_wake_cancel_at_commit(job->name);
 	if ((successor = bbf_job_successor(job->name)) != NULL)
@@ -266,9 +274,9 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 	Oid			owner;
 	char	   *successor;
 
-	refuse_in_recovery("resume");
+	bbf_api_refuse_in_recovery("resume");
 	SPI_connect();
-	job = own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	job = bbf_api_own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	source = bbf_job_source(job);
 	target = bbf_job_target(job);
 	if (!OidIsValid(source) || !OidIsValid(target))
@@ -297,7 +305,7 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 			bbf_job_adopt(moving, source, target, owner);
 			bbf_move_request(job, job->mode);
 		}
-		job = own_job(job->name);	/* it may have been removed at this moment */
+		job = bbf_api_own_job(job->name);	/* it may have been removed at this moment */
 		bbf_job_enter_phase(job, BBF_PHASE_INSTALL);
 	}
 	SPI_finish();
@@ -310,9 +318,9 @@ bgw_backfill_verify(PG_FUNCTION_ARGS)
 {
 	BbfJob	   *job;
 
-	refuse_in_recovery("verify");
+	bbf_api_refuse_in_recovery("verify");
 	SPI_connect();
-	job = own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	job = bbf_api_own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	update_job(job->name, "verify_requests = verify_requests OPERATOR(pg_catalog.+) 1", NULL);
 	SPI_finish();
 	PG_RETURN_VOID();
@@ -328,13 +336,13 @@ bgw_backfill_configure(PG_FUNCTION_ARGS)
 	BbfJob	   *job;
 	const char *name;
 
-	refuse_in_recovery("configure");
+	bbf_api_refuse_in_recovery("configure");
 	if (PG_ARGISNULL(0) || setting_name == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("job and setting must not be null")));
 	SPI_connect();
-	job = own_job(text_argument(fcinfo, 0));
+	job = bbf_api_own_job(text_argument(fcinfo, 0));
 	if (strcmp(setting_name, "mode") == 0)
 	{
 		if (value == NULL)
@@ -355,7 +363,7 @@ bgw_backfill_configure(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("unrecognized per-job setting: \"%s\"", setting_name),
-				 errhint("The per-job settings are batch_size, batch_sleep, lock_timeout, statement_timeout, scan_interval, scan_timeout, verify_interval and lookback.")));
+				 errhint("The per-job settings are batch_size, batch_sleep, lock_timeout, statement_timeout, scan_interval, scan_timeout, verify_interval, lookback, max_attempts, max_leased, handoff_rows, handoff_groups and handoff_lease.")));
 	name = bbf_guc_name(setting) + strlen("bgw_backfill.");
 	if (value == NULL)
 		update_job(job->name, "settings = ARRAY(SELECT s FROM pg_catalog.unnest(settings) s"

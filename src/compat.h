@@ -60,6 +60,13 @@
 #define BBF_MODULE_MAGIC		PG_MODULE_MAGIC
 #endif
 
+/* a function that raises an error, before its declaration */
+#if PG_VERSION_NUM >= 180000
+#define BBF_NORETURN			pg_noreturn
+#else
+#define BBF_NORETURN			pg_attribute_noreturn()
+#endif
+
 /* the status of the backend at a place, from 1 on */
 #if PG_VERSION_NUM >= 160000
 #define bbf_local_beentry(place) pgstat_get_local_beentry_by_index(place)

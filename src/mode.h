@@ -141,6 +141,9 @@ typedef struct BbfMode
 	/* the pending rows: "FROM .. WHERE .." with the source's columns as s */
 	char	   *(*pending_from) (const BbfJob *job, const BbfPair *pair);
 
+	/* the same to hand out from: each row that is given out is looked at again */
+	char	   *(*queue_from) (const BbfJob *job, const BbfPair *pair);
+
 	/*
 	 * The index that phase index builds for them: "ON .. (..) WHERE .."; NULL:
 	 * the mode's table brings its own.

@@ -282,5 +282,6 @@ const BbfMode bbf_mode_column = {
 	.target_settle_new = column_target_settle_new,
 	.settle = column_settle,
 	.pending_from = column_pending_from,
+	.queue_from = column_pending_from,
 	.pending_index = column_pending_index,
 };

@@ -443,8 +443,8 @@ sidecar_settle(const BbfJob *job, const BbfPair *pair, BbfEvent event, BbfStep *
 }
 
 /* The sidecar alone: a look for matches would cost three buffers a row. */
-static char *
-sidecar_pending_from(const BbfJob *job, const BbfPair *pair)
+char *
+bbf_sidecar_queue_from(const BbfJob *job, const BbfPair *pair)
 {
 	return psprintf("FROM ONLY %s s WHERE true", bbf_sidecar_table(job, pair));
 }
@@ -477,5 +477,6 @@ const BbfMode bbf_mode_sidecar = {
 	.target_settle_one = sidecar_target_settle_one,
 	.source_settle_one = sidecar_source_settle_one,
 	.settle = sidecar_settle,
-	.pending_from = sidecar_pending_from,
+	.pending_from = bbf_sidecar_queue_from,
+	.queue_from = bbf_sidecar_queue_from,
 };

@@ -15,6 +15,7 @@ extern char *bbf_sidecar_undecided(const BbfJob *job, const BbfPair *pair);
 extern char *bbf_sidecar_write_range(const BbfJob *job, const BbfPair *pair, bool bounded);
 extern char *bbf_sidecar_write_at_once(const BbfJob *job, const BbfPair *pair, bool sweep);
 extern char *bbf_sidecar_put_right(const BbfJob *job, const BbfPair *pair);
+extern char *bbf_sidecar_queue_from(const BbfJob *job, const BbfPair *pair);
 extern char *bbf_sidecar_stale(const BbfJob *job, const BbfPair *pair);
 
 extern void bbf_sidecar_check(const BbfJob *job, Relation source, Relation target);

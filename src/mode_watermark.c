@@ -74,4 +74,5 @@ const BbfMode bbf_mode_watermark = {
 	.right_code = SPI_OK_DELETE,
 	.settle = watermark_settle,
 	.pending_from = watermark_pending_from,
+	.queue_from = bbf_sidecar_queue_from,
 };

@@ -13,6 +13,7 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/nbtree.h"
 #include "access/table.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_constraint.h"
@@ -196,6 +197,7 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 	pair->source_eq_target = operator_sql(eq);
 	pair->key_collation = skey.collation;
 	pair->key_opfamily = skey.opfamily;
+	pair->key_opcintype = skey.opcintype;
 	pair->target_key_unique = tkey.unique;
 }
 
@@ -363,6 +365,17 @@ bbf_pair_key_out(const BbfPair *pair, Datum key)
 
 	getTypeOutputInfo(pair->key_type, &output, &isvarlena);
 	return OidOutputFunctionCall(output, key);
+}
+
+/* The order of two source keys, as the index on the source key has it. */
+int
+bbf_pair_compare_keys(const BbfPair *pair, Datum a, Datum b)
+{
+	Oid			support = get_opfamily_proc(pair->key_opfamily, pair->key_opcintype, pair->key_opcintype, BTORDER_PROC);
+
+	if (!OidIsValid(support))
+		elog(ERROR, "operator family %u has no comparison for type %u", pair->key_opfamily, pair->key_opcintype);
+	return DatumGetInt32(OidFunctionCall2Coll(support, pair->key_collation, a, b));
 }
 
 /*

@@ -30,6 +30,7 @@ typedef struct BbfPair
 	Oid			group_type;
 	Oid			key_collation;
 	Oid			key_opfamily;
+	Oid			key_opcintype;
 	char	   *key_op[BTMaxStrategyNumber + 1];	/* source key OP key */
 	char	   *target_key_op[BTMaxStrategyNumber + 1]; /* target key OP key */
 	char	   *source_eq_target;	/* source key = target key */
@@ -49,6 +50,7 @@ extern bool bbf_pair_find_foreign_key(Relation source, Relation target,
 									  AttrNumber *source_att, AttrNumber *target_att, int *nfound);
 extern Datum bbf_pair_key_in(const BbfPair *pair, const char *text);
 extern char *bbf_pair_key_out(const BbfPair *pair, Datum key);
+extern int	bbf_pair_compare_keys(const BbfPair *pair, Datum a, Datum b);
 extern char *bbf_pair_match(const BbfPair *pair, const char *source_alias);
 
 #endif							/* BBF_PAIR_H */

@@ -1,0 +1,214 @@
+/*
+ * attempt.c
+ *		Rows that have been handed out and came back: the tables attempt and
+ *		passed.
+ *
+ * A row that was handed out has its key in an open claim, or here, for as long as
+ * it is pending: in quarantine, waiting for its next turn, or given back.  That
+ * is what makes "passed" right: the key up to which everything pending in a group
+ * has been handed out before.  A claim that finds its way blocked by such rows
+ * begins behind it, and takes the ones whose turn has come from the index on
+ * next_at; so its cost depends neither on the quarantine nor on what waits.  A
+ * key is passed only over claims that are committed, or the passing one's own:
+ * if that is undone, so is the passing.
+ *
+ * What becomes pending again below that key (its target row is gone) without a
+ * row here is found by the worker: see upkeep.c.
+ */
+#include "postgres.h"
+
+#include "attempt.h"
+#include "catalog/pg_type.h"
+#include "throttle.h"
+#include "txn.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+/* Has any row of the job ever come back? */
+bool
+bbf_attempt_any(const char *job)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job)};
+	bool		any = bbf_txn_catalog("SELECT 1 FROM bgw_backfill.attempt WHERE job OPERATOR(pg_catalog.=) $1 LIMIT 1",
+									  1, types, values, NULL, SPI_OK_SELECT) > 0;
+
+	SPI_freetuptable(SPI_tuptable);
+	return any;
+}
+
+static Datum
+result_column(uint64 row, int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
+}
+
+/* How some keys stand, in their order; attempts: how many each has had. */
+BbfStanding *
+bbf_attempt_find(const char *job, char *const *keys, int n, int32 *attempts)
+{
+	BbfStanding *standing = palloc0(sizeof(BbfStanding) * Max(n, 1));
+	Oid			types[] = {TEXTOID, TEXTARRAYOID};
+	Datum		values[] = {CStringGetTextDatum(job), bbf_lease_text_array(keys, n)};
+	uint64		found;
+
+	memset(attempts, 0, sizeof(int32) * n);
+	found = bbf_txn_catalog("SELECT u.i, a.attempts, a.quarantined_at IS NOT NULL,"
+							" a.next_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()"
+							" FROM ROWS FROM (pg_catalog.unnest($2)) WITH ORDINALITY u (k, i)"
+							" CROSS JOIN LATERAL (SELECT * FROM bgw_backfill.attempt x WHERE x.job OPERATOR(pg_catalog.=) $1"
+							"  AND x.key OPERATOR(pg_catalog.=) u.k OFFSET 0) a",
+							2, types, values, NULL, SPI_OK_SELECT);
+	for (uint64 r = 0; r < found; r++)
+	{
+		bool		isnull;
+		int			i = (int) DatumGetInt64(result_column(r, 1, &isnull)) - 1;
+
+		attempts[i] = DatumGetInt32(result_column(r, 2, &isnull));
+		standing[i] = DatumGetBool(result_column(r, 3, &isnull)) ? BBF_QUARANTINED :
+			DatumGetBool(result_column(r, 4, &isnull)) ? BBF_DUE : BBF_NOT_YET;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return standing;
+}
+
+/* Write down rows that came back: attempts so far, and seconds to the next one. */
+static void
+came_back(const char *job, const BbfLeased *rows, int n, const int32 *attempts, const double *delays,
+		  const char *error, int max_attempts)
+{
+	Oid			types[] = {TEXTOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, FLOAT8ARRAYOID, TEXTOID, INT4OID};
+	char	  **keys = palloc(sizeof(char *) * Max(n, 1));
+	char	  **groups = palloc(sizeof(char *) * Max(n, 1));
+	Datum	   *counts = palloc(sizeof(Datum) * Max(n, 1));
+	Datum	   *seconds = palloc(sizeof(Datum) * Max(n, 1));
+	Datum		values[7];
+
+	if (n == 0)
+		return;
+	for (int i = 0; i < n; i++)
+	{
+		keys[i] = rows[i].key;
+		groups[i] = rows[i].group;
+		counts[i] = Int32GetDatum(attempts[i]);
+		seconds[i] = Float8GetDatum(delays[i]);
+	}
+	values[0] = CStringGetTextDatum(job);
+	values[1] = bbf_lease_text_array(keys, n);
+	values[2] = bbf_lease_text_array(groups, n);
+	values[3] = PointerGetDatum(construct_array(counts, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	values[4] = PointerGetDatum(construct_array(seconds, n, FLOAT8OID, sizeof(float8), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[5] = error ? CStringGetTextDatum(error) : (Datum) 0;
+	values[6] = Int32GetDatum(max_attempts);
+	bbf_txn_catalog("INSERT INTO bgw_backfill.attempt AS a"
+					" (job, key, group_key, attempts, next_at, quarantined_at, last_error, last_error_at)"
+					" SELECT $1, u.k, u.g, u.n, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => u.s),"
+					"  CASE WHEN u.n OPERATOR(pg_catalog.>=) $7 THEN pg_catalog.clock_timestamp() END, $6,"
+					"  CASE WHEN $6 IS NOT NULL THEN pg_catalog.clock_timestamp() END"
+					" FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5))"
+					"  u (k, g, n, s)"
+					" ON CONFLICT (job, key) DO UPDATE SET group_key = excluded.group_key, attempts = excluded.attempts,"
+					"  next_at = excluded.next_at, quarantined_at = excluded.quarantined_at,"
+					"  last_error = coalesce(excluded.last_error, a.last_error),"
+					"  last_error_at = coalesce(excluded.last_error_at, a.last_error_at)",
+					7, types, values, error ? NULL : "     n ", SPI_OK_INSERT);
+}
+
+/*
+ * The attempts that these rows were handed out for have failed: the next one
+ * waits, twice as long each time; after max_attempts there is none.
+ */
+void
+bbf_attempt_failed(const char *job, const BbfLeased *rows, int n, const char *error, int max_attempts)
+{
+	int32	   *attempts = palloc(sizeof(int32) * Max(n, 1));
+	double	   *delays = palloc(sizeof(double) * Max(n, 1));
+
+	for (int i = 0; i < n; i++)
+	{
+		attempts[i] = rows[i].attempt;
+		delays[i] = bbf_throttle_retry_delay(rows[i].attempt - 1) / 1000.0;
+	}
+	came_back(job, rows, n, attempts, delays, error, max_attempts);
+}
+
+/* These rows were given back: as if they had not been handed out. */
+void
+bbf_attempt_returned(const char *job, const BbfLeased *rows, int n)
+{
+	int32	   *attempts = palloc(sizeof(int32) * Max(n, 1));
+	double	   *delays = palloc0(sizeof(double) * Max(n, 1));
+
+	for (int i = 0; i < n; i++)
+		attempts[i] = rows[i].attempt - 1;
+	came_back(job, rows, n, attempts, delays, NULL, PG_INT32_MAX);
+}
+
+/* The first rows of a group whose turn has come again; returns how many. */
+int
+bbf_attempt_due(const char *job, const char *group, int limit, BbfLeased *rows)
+{
+	Oid			types[] = {TEXTOID, TEXTOID, INT8OID};
+	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0, Int64GetDatum(limit)};
+	int			n;
+
+	n = (int) bbf_txn_catalog(psprintf("SELECT a.key, a.attempts FROM bgw_backfill.attempt a"
+									   " WHERE a.job OPERATOR(pg_catalog.=) $1 AND a.group_key %s AND a.quarantined_at IS NULL"
+									   " AND a.next_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()"
+									   " ORDER BY a.next_at LIMIT $3",
+									   group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
+							  3, types, values, group ? NULL : " n ", SPI_OK_SELECT);
+	for (int i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		rows[i].key = TextDatumGetCString(result_column(i, 1, &isnull));
+		rows[i].group = group ? pstrdup(group) : NULL;
+		rows[i].attempt = DatumGetInt32(result_column(i, 2, &isnull)) + 1;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return n;
+}
+
+/* Take rows out of quarantine; keys 0: all of the job's.  Returns how many. */
+int64
+bbf_attempt_requeue(const char *job, Datum keys)
+{
+	Oid			types[] = {TEXTOID, TEXTARRAYOID};
+	Datum		values[] = {CStringGetTextDatum(job), keys};
+
+	return (int64) bbf_txn_catalog(psprintf("UPDATE bgw_backfill.attempt SET attempts = 0, quarantined_at = NULL,"
+											" next_at = pg_catalog.clock_timestamp()"
+											" WHERE job OPERATOR(pg_catalog.=) $1 AND quarantined_at IS NOT NULL%s",
+											keys ? " AND key OPERATOR(pg_catalog.=) ANY ($2)" : ""),
+								   keys ? 2 : 1, types, values, NULL, SPI_OK_UPDATE);
+}
+
+/* The keys up to which a group has been passed: texts; the highest counts. */
+List *
+bbf_attempt_passed(const char *job, const char *group)
+{
+	Oid			types[] = {TEXTOID, TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0};
+	List	   *keys = NIL;
+	uint64		n = bbf_txn_catalog(psprintf("SELECT key FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
+											 group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
+									2, types, values, group ? NULL : " n", SPI_OK_SELECT);
+
+	for (uint64 i = 0; i < n; i++)
+		keys = lappend(keys, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
+	SPI_freetuptable(SPI_tuptable);
+	return keys;
+}
+
+/* All that is pending in a group up to a key has been handed out before. */
+void
+bbf_attempt_pass(const char *job, const char *group, const char *key)
+{
+	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0,
+	CStringGetTextDatum(key)};
+
+	bbf_txn_catalog("INSERT INTO bgw_backfill.passed (job, group_key, key) VALUES ($1, $2, $3)",
+					3, types, values, group ? NULL : " n ", SPI_OK_INSERT);
+}

@@ -1,0 +1,30 @@
+/*
+ * attempt.h
+ *		Rows that have been handed out and came back.
+ */
+#ifndef BBF_ATTEMPT_H
+#define BBF_ATTEMPT_H
+
+#include "lease.h"
+#include "nodes/pg_list.h"
+
+/* why a row is, or is not, to be handed out */
+typedef enum BbfStanding
+{
+	BBF_FRESH,					/* never came back */
+	BBF_DUE,
+	BBF_NOT_YET,
+	BBF_QUARANTINED
+} BbfStanding;
+
+extern bool bbf_attempt_any(const char *job);
+extern BbfStanding *bbf_attempt_find(const char *job, char *const *keys, int n, int32 *attempts);
+extern void bbf_attempt_failed(const char *job, const BbfLeased *rows, int n, const char *error, int max_attempts);
+extern void bbf_attempt_returned(const char *job, const BbfLeased *rows, int n);
+extern int	bbf_attempt_due(const char *job, const char *group, int limit, BbfLeased *rows);
+extern int64 bbf_attempt_requeue(const char *job, Datum keys);
+
+extern List *bbf_attempt_passed(const char *job, const char *group);
+extern void bbf_attempt_pass(const char *job, const char *group, const char *key);
+
+#endif							/* BBF_ATTEMPT_H */

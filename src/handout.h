@@ -1,0 +1,36 @@
+/*
+ * handout.h
+ *		Choosing the pending rows that are handed out next.
+ */
+#ifndef BBF_HANDOUT_H
+#define BBF_HANDOUT_H
+
+#include "lease.h"
+#include "mode.h"
+
+/* what is asked for, and what came of it */
+typedef struct BbfHandout
+{
+	/* asked for */
+	BbfJob	   *job;
+	BbfPair    *pair;
+	int			max_rows;
+	bool		only_group;		/* only this group; else all in turn */
+	const char *group;			/* as text; NULL: of the nulls, or where there are no groups */
+	bool		out_of_turn;	/* the turn stays where it is */
+	List	   *avoid;			/* groups that are not to be handed out, as text; NULL likewise */
+
+	/* given */
+	int			n;
+	BbfLeased  *rows;
+	Datum	   *keys;			/* the same keys, of the source's type */
+	int64		token;			/* of bbf_handout_claim() */
+	int64		pruned;			/* stale rows taken out */
+} BbfHandout;
+
+extern void bbf_handout_claim(BbfHandout *handout, int64 lease_ms);
+extern bool bbf_handout_possible(BbfHandout *handout);
+extern bool *bbf_handout_pending(const BbfJob *job, const BbfPair *pair, const Datum *keys, int n,
+								 bool only_matches);
+
+#endif							/* BBF_HANDOUT_H */
