@@ -54,8 +54,7 @@ sub consumer
 		@ENV{keys %environment} = values %environment;
 		open(STDOUT, '>', "$file.out");
 		open(STDERR, '>', "$file.err");
-		exec('node', $program, "lease=$lease", 'batch=25', map { "$_=$arguments{$_}" } sort keys %arguments);
-		POSIX::_exit(1);
+		exec('node', $program, "lease=$lease", 'batch=25', map { "$_=$arguments{$_}" } sort keys %arguments) or POSIX::_exit(1);
 	}
 	return { pid => $pid, file => $file };
 }
@@ -240,9 +239,10 @@ SQL
 	is(join(' ', map { ended($_) } @victims), '9 9', "$mode: both are killed");
 
 	# One takes longer for its rows than the lease lasts, and says so in time.
-	my $slow = consumer($node, "$mode-slow", work => 2 * $lease, extend => $lease / 5, loops => 2);
+	my $slow = consumer($node, "$mode-slow", work => 2 * $lease, extend => $lease / 5, loops => 1);
+	ok(wait_until_said($slow, 'claimed'), "$mode: a slow consumer is at work");
 	my @drained = drain($node, $mode, $consumers);
-	ended($slow);
+	is(ended($slow), 0, "$mode: and comes to its end");
 	my $killed = grep { ($_->{status} // -1) == 9 } @drained;
 	my @all = (@victims, $slow, @drained);
 	my @events = events(@all);
@@ -253,7 +253,8 @@ SQL
 	is(sql($node, "SELECT count(*) $not_done AND id NOT IN (SELECT id FROM bad)"), '0', "$mode: all that can be done is done");
 	is( sql($node, 'SELECT count(*) FROM events_emb JOIN bad ON id = event_id'),
 		'0', "$mode: nothing is done that cannot be done");
-	is(join("\n", handed_out_wrongly(@events)), '', "$mode: no row was two consumers' at a time, or handed out when it was done");
+	my @wrong = handed_out_wrongly(@events);
+	is(join("\n", splice(@wrong, 0, 10)), '', "$mode: no row was two consumers' at a time, or handed out when it was done");
 	cmp_ok($count{extended}, '>', 2, "$mode: the slow one was heard of");
 	is($killed, $max_attempts, "$mode: a row killed as many consumers as it had attempts");
 
