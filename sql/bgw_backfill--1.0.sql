@@ -34,6 +34,9 @@ CREATE TABLE bgw_backfill.job (
 	match_where		text,
 	group_by		text,
 	handler			text,
+	changing		boolean NOT NULL DEFAULT false,
+	new_pending_where text,
+	new_match_where	text,
 	settings		text[] NOT NULL DEFAULT '{}',
 	paused			boolean NOT NULL DEFAULT false,
 	uninstall		boolean NOT NULL DEFAULT false,
@@ -47,6 +50,7 @@ COMMENT ON TABLE bgw_backfill.job IS 'configuration of each job; a change wakes 
 COMMENT ON COLUMN bgw_backfill.job.database_oid IS 'with system_id and the tables'' OIDs the fingerprint of where this job was tracked';
 COMMENT ON COLUMN bgw_backfill.job.role_oid IS 'the owner, where the fingerprint holds';
 COMMENT ON COLUMN bgw_backfill.job.successor_of IS 'the job whose place this one takes once it is verified; nobody sees it before';
+COMMENT ON COLUMN bgw_backfill.job.changing IS 'the new conditions are to take effect';
 COMMENT ON COLUMN bgw_backfill.job.settings IS 'per-job settings as name=value';
 
 CREATE TABLE bgw_backfill.job_state (
@@ -75,6 +79,8 @@ CREATE TABLE bgw_backfill.job_state (
 	mismatches		bigint,
 	stale_pruned	bigint NOT NULL DEFAULT 0,
 	prune_cursor	text,
+	attempt_cursor	text,
+	claim_cursor	text,
 	watermark		text,
 	next_mark		text,
 	next_mark_xid	text,
@@ -87,6 +93,10 @@ CREATE TABLE bgw_backfill.job_state (
 	sweep_request	bigint NOT NULL DEFAULT 0,
 	sweep_started_at timestamptz,
 	sweep_mismatches bigint NOT NULL DEFAULT 0,
+	sweep_rows		bigint NOT NULL DEFAULT 0,
+	sweep_eligible	bigint NOT NULL DEFAULT 0,
+	sweep_pending	bigint NOT NULL DEFAULT 0,
+	refilling		boolean NOT NULL DEFAULT false,
 	pending			bigint,
 	scan_at			timestamptz,
 	scan_ms			double precision,
@@ -113,6 +123,8 @@ COMMENT ON COLUMN bgw_backfill.job_state.watermark IS 'mode watermark: all rows 
 COMMENT ON COLUMN bgw_backfill.job_state.next_mark IS 'the key to which the watermark rises next, once next_mark_xid has ended';
 COMMENT ON COLUMN bgw_backfill.job_state.pass_mark IS 'the key to which the watermark rises when the pass under way is done';
 COMMENT ON COLUMN bgw_backfill.job_state.files IS 'mode watermark: the tables'' files, by which a TRUNCATE is noticed';
+COMMENT ON COLUMN bgw_backfill.job_state.sweep_eligible IS 'of the sweep under way or the last one: rows that satisfy pending_where; sweep_pending: and lack a match';
+COMMENT ON COLUMN bgw_backfill.job_state.refilling IS 'a sweep under new conditions is to come, or under way';
 COMMENT ON COLUMN bgw_backfill.job_state.high_mark IS 'key at which the current walk ends, as text';
 
 CREATE TABLE bgw_backfill.job_skipped (
@@ -181,7 +193,8 @@ CREATE TABLE bgw_backfill.passed (
 	job				text COLLATE "C" NOT NULL,
 	group_key		text COLLATE "C",
 	key				text NOT NULL,
-	looked_at		text
+	looked_at		text,
+	looked_on		timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX passed_group ON bgw_backfill.passed (job, group_key);
 COMMENT ON TABLE bgw_backfill.passed IS 'where a claim may begin in a group: what is pending up to that key has been handed out before';
@@ -374,7 +387,7 @@ SELECT q.job, q.source, q.target, q.mode, q.phase, q.state, q.percent, q.rows_do
 		THEN pg_catalog.date_trunc('second', pg_catalog.make_interval(
 			secs => least(greatest(q.rows_total - q.rows_done, 0) / q.rows_per_second, 1e9))) END AS eta,
 	q.fill_ms, q.waiting_for, q.waited, q.errors, q.last_error, q.last_error_at, q.started_at,
-	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.stale_pruned, q.watermark, q.leased, q.quarantined, q.waiting_groups,
+	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.stale_pruned, q.coverage, q.watermark, q.leased, q.quarantined, q.waiting_groups,
 	q.rebuilding, q.worker_pid,
 	pg_catalog.format('[%s%s] %s%%',
 		pg_catalog.repeat('#', pg_catalog.floor(q.percent / 5)::integer),
@@ -419,6 +432,8 @@ FROM (
 		s.stale_pruned + (SELECT coalesce(pg_catalog.sum(c.stale_pruned), 0) FROM bgw_backfill.claim c
 			WHERE c.job = j.job)::bigint AS stale_pruned,
 		s.watermark,
+		CASE WHEN s.sweep_eligible > 0 THEN pg_catalog.round(
+			100.0 * (s.sweep_eligible - s.sweep_pending) / s.sweep_eligible, 1) END AS coverage,
 		(SELECT coalesce(pg_catalog.sum(pg_catalog.cardinality(c.keys)), 0) FROM bgw_backfill.claim c
 			WHERE c.job = j.job AND c.keys <> '{}') AS leased,
 		(SELECT pg_catalog.count(*) FROM bgw_backfill.attempt a
@@ -432,6 +447,9 @@ FROM (
 					least(99, pg_catalog.floor(100.0 * ns.rows_done / ns.rows_total)))
 			WHEN n.job IS NOT NULL THEN pg_catalog.format('mode %s: %s%s', n.mode,
 				CASE WHEN ns.phase = 'live' THEN 'verified' ELSE ns.phase END, ', waits for ' || ns.waiting_for)
+			WHEN j.changing THEN 'conditions: about to change'
+			WHEN s.refilling THEN pg_catalog.format('conditions: refill, %s %%',
+				least(99, pg_catalog.floor(100.0 * s.sweep_rows / greatest(s.rows_total, s.sweep_rows, 1))))
 		END AS rebuilding,
 		coalesce(w.pid, ow.pid) AS worker_pid
 	FROM bgw_backfill.visible_job j

@@ -9,10 +9,12 @@
 #include "access/xlog.h"
 #include "api.h"
 #include "catalog/pg_type.h"
+#include "change.h"
 #include "check.h"
 #include "compat.h"
 #include "fmgr.h"
 #include "guc.h"
+#include "handoff.h"
 #include "job.h"
 #include "mode.h"
 #include "move.h"
@@ -71,9 +73,9 @@ name_argument(FunctionCallInfo fcinfo, int n)
 static void
 insert_job(const BbfJob *job)
 {
-	Oid			types[18];
-	Datum		values[18];
-	char		nulls[19];
+	Oid			types[19];
+	Datum		values[19];
+	char		nulls[20];
 	const char *texts[] = {job->name, job->owner, job->source_schema, job->source_name,
 		job->target_schema, job->target_name, job->mode, job->source_key, job->target_key,
 	job->flag_column, job->pending_where, job->match_where, job->group_by};
@@ -94,12 +96,15 @@ insert_job(const BbfJob *job)
 	values[16] = Int64GetDatum((int64) GetSystemIdentifier());
 	types[17] = OIDOID;
 	values[17] = ObjectIdGetDatum(job->role_oid);
+	types[18] = TEXTOID;
+	values[18] = job->handler ? CStringGetTextDatum(job->handler) : (Datum) 0;
+	nulls[18] = job->handler ? ' ' : 'n';
 	if (bbf_txn_catalog("INSERT INTO bgw_backfill.job (job, owner, source_schema, source_name,"
 						" target_schema, target_name, mode, source_key, target_key, flag_column,"
 						" pending_where, match_where, group_by, database_oid, source_oid, target_oid,"
-						" system_id, role_oid) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
-						" $13, $14, $15, $16, $17, $18) ON CONFLICT DO NOTHING",
-						18, types, values, nulls, SPI_OK_INSERT) == 0)
+						" system_id, role_oid, handler) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
+						" $13, $14, $15, $16, $17, $18, $19) ON CONFLICT DO NOTHING",
+						19, types, values, nulls, SPI_OK_INSERT) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("job \"%s\" already exists", job->name),
@@ -134,12 +139,6 @@ bgw_backfill_track(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("source, target, mode and dry_run must not be null")));
 	}
-	if (!PG_ARGISNULL(10))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("a handler is not supported yet"),
-				 errhint("Leave handler out and read the view of pending rows.")));
-
 	SPI_connect();
 	job.source_oid = PG_GETARG_OID(0);
 	job.target_oid = PG_GETARG_OID(1);
@@ -154,6 +153,8 @@ bgw_backfill_track(PG_FUNCTION_ARGS)
 	job.database_oid = MyDatabaseId;
 	job.system_id = (int64) GetSystemIdentifier();
 	bbf_check_job(&job);
+	if (!PG_ARGISNULL(10))
+		job.handler = bbf_handoff_check(PG_GETARG_OID(10), bbf_pair_load(&job));
 	if (PG_GETARG_BOOL(11))
 		bbf_check_report(&job);
 	else
@@ -353,12 +354,18 @@ bgw_backfill_configure(PG_FUNCTION_ARGS)
 		SPI_finish();
 		PG_RETURN_VOID();
 	}
-	if (strcmp(setting_name, "handler") == 0 ||
-		strcmp(setting_name, "pending_where") == 0 || strcmp(setting_name, "match_where") == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("changing \"%s\" of a job is not supported yet", setting_name),
-				 errhint("Use bgw_backfill.untrack() and track() again.")));
+	if (strcmp(setting_name, "handler") == 0)
+	{
+		bbf_change_handler(job, value);
+		SPI_finish();
+		PG_RETURN_VOID();
+	}
+	if (strcmp(setting_name, "pending_where") == 0 || strcmp(setting_name, "match_where") == 0)
+	{
+		bbf_change_request(job, setting_name, value);
+		SPI_finish();
+		PG_RETURN_VOID();
+	}
 	if (!bbf_guc_find_per_job(setting_name, &setting))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),

@@ -144,20 +144,46 @@ bbf_attempt_returned(const char *job, const BbfLeased *rows, int n)
 	came_back(job, rows, n, attempts, delays, NULL, PG_INT32_MAX);
 }
 
-/* The first rows of a group whose turn has come again; returns how many. */
-int
-bbf_attempt_due(const char *job, const char *group, int limit, BbfLeased *rows)
+/* These rows are pending, and nobody knows of them: they are due.  What is known stays as it is. */
+void
+bbf_attempt_remember(const char *job, const BbfLeased *rows, int n)
 {
-	Oid			types[] = {TEXTOID, TEXTOID, INT8OID};
-	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0, Int64GetDatum(limit)};
+	Oid			types[] = {TEXTOID, TEXTARRAYOID, TEXTOID};
+	char	  **keys = palloc(sizeof(char *) * Max(n, 1));
+	const char *group = n > 0 ? rows[0].group : NULL;
+	Datum		values[3];
+
+	if (n == 0)
+		return;
+	for (int i = 0; i < n; i++)
+		keys[i] = rows[i].key;
+	values[0] = CStringGetTextDatum(job);
+	values[1] = bbf_lease_text_array(keys, n);
+	values[2] = group ? CStringGetTextDatum(group) : (Datum) 0;
+	bbf_txn_catalog("INSERT INTO bgw_backfill.attempt (job, key, group_key, attempts, next_at)"
+					" SELECT $1, u.k, $3, 0, pg_catalog.clock_timestamp() FROM pg_catalog.unnest($2) u (k)"
+					" ON CONFLICT DO NOTHING",
+					3, types, values, group ? NULL : "  n", SPI_OK_INSERT);
+}
+
+/*
+ * The first rows of a group whose turn has come again, without those that are
+ * handed out; returns how many.
+ */
+int
+bbf_attempt_due(const char *job, const char *group, const BbfLeases *leases, int limit, BbfLeased *rows)
+{
+	Oid			types[] = {TEXTOID, TEXTOID, INT8OID, TEXTARRAYOID};
+	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0, Int64GetDatum(limit),
+	bbf_lease_taken(leases)};
 	int			n;
 
 	n = (int) bbf_txn_catalog(psprintf("SELECT a.key, a.attempts FROM bgw_backfill.attempt a"
 									   " WHERE a.job OPERATOR(pg_catalog.=) $1 AND a.group_key %s AND a.quarantined_at IS NULL"
 									   " AND a.next_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()"
-									   " ORDER BY a.next_at LIMIT $3",
+									   " AND a.key OPERATOR(pg_catalog.<>) ALL ($4) ORDER BY a.next_at LIMIT $3",
 									   group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
-							  3, types, values, group ? NULL : " n ", SPI_OK_SELECT);
+							  4, types, values, group ? NULL : " n  ", SPI_OK_SELECT);
 	for (int i = 0; i < n; i++)
 	{
 		bool		isnull;
@@ -168,6 +194,19 @@ bbf_attempt_due(const char *job, const char *group, int limit, BbfLeased *rows)
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return n;
+}
+
+/* These rows are not pending any more; what somebody is at stays. */
+void
+bbf_attempt_forget(const char *job, char *const *keys, int n)
+{
+	Oid			types[] = {TEXTOID, TEXTARRAYOID};
+	Datum		values[] = {CStringGetTextDatum(job), bbf_lease_text_array(keys, n)};
+
+	bbf_txn_catalog("DELETE FROM bgw_backfill.attempt WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+					"SELECT a.ctid FROM bgw_backfill.attempt a WHERE a.job OPERATOR(pg_catalog.=) $1"
+					" AND a.key OPERATOR(pg_catalog.=) ANY ($2) FOR UPDATE SKIP LOCKED))",
+					2, types, values, NULL, SPI_OK_DELETE);
 }
 
 /* Take rows out of quarantine; keys 0: all of the job's.  Returns how many. */
@@ -211,4 +250,50 @@ bbf_attempt_pass(const char *job, const char *group, const char *key)
 
 	bbf_txn_catalog("INSERT INTO bgw_backfill.passed (job, group_key, key) VALUES ($1, $2, $3)",
 					3, types, values, group ? NULL : " n ", SPI_OK_INSERT);
+}
+
+/*
+ * The passed group that has not been looked at for longest, and where the look was
+ * interrupted (NULL: nowhere).  False: each was looked at in the last so many seconds.
+ */
+bool
+bbf_attempt_next_passed(const char *job, double seconds, char **group, char **looked_at)
+{
+	Oid			types[] = {TEXTOID, FLOAT8OID};
+	Datum		values[] = {CStringGetTextDatum(job), Float8GetDatum(seconds)};
+	bool		found;
+
+	found = bbf_txn_catalog("SELECT group_key, looked_at FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1"
+							" AND (looked_at IS NOT NULL OR looked_on OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp()"
+							"  OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $2)))"
+							" ORDER BY looked_at IS NOT NULL DESC, looked_on LIMIT 1",
+							2, types, values, NULL, SPI_OK_SELECT) > 0;
+	if (found)
+	{
+		*group = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+		*looked_at = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return found;
+}
+
+/*
+ * A passed group has been looked at, as far as looked_at (NULL: to the end).  Its rows
+ * become one; key NULL: none, nothing is pending below it.  Rows of claims that are
+ * not committed are not seen, and stay.
+ */
+void
+bbf_attempt_looked_below(const char *job, const char *group, const char *key, const char *looked_at)
+{
+	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0,
+		key ? CStringGetTextDatum(key) : (Datum) 0, looked_at ? CStringGetTextDatum(looked_at) : (Datum) 0};
+	char		nulls[] = {' ', group ? ' ' : 'n', key ? ' ' : 'n', looked_at ? ' ' : 'n', '\0'};
+
+	bbf_txn_catalog(psprintf("DELETE FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
+							 group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
+					2, types, values, nulls, SPI_OK_DELETE);
+	if (key)
+		bbf_txn_catalog("INSERT INTO bgw_backfill.passed (job, group_key, key, looked_at) VALUES ($1, $2, $3, $4)",
+						4, types, values, nulls, SPI_OK_INSERT);
 }

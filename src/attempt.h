@@ -21,10 +21,14 @@ extern bool bbf_attempt_any(const char *job);
 extern BbfStanding *bbf_attempt_find(const char *job, char *const *keys, int n, int32 *attempts);
 extern void bbf_attempt_failed(const char *job, const BbfLeased *rows, int n, const char *error, int max_attempts);
 extern void bbf_attempt_returned(const char *job, const BbfLeased *rows, int n);
-extern int	bbf_attempt_due(const char *job, const char *group, int limit, BbfLeased *rows);
+extern int	bbf_attempt_due(const char *job, const char *group, const BbfLeases *leases, int limit, BbfLeased *rows);
+extern void bbf_attempt_forget(const char *job, char *const *keys, int n);
+extern void bbf_attempt_remember(const char *job, const BbfLeased *rows, int n);
 extern int64 bbf_attempt_requeue(const char *job, Datum keys);
 
 extern List *bbf_attempt_passed(const char *job, const char *group);
 extern void bbf_attempt_pass(const char *job, const char *group, const char *key);
+extern bool bbf_attempt_next_passed(const char *job, double seconds, char **group, char **looked_at);
+extern void bbf_attempt_looked_below(const char *job, const char *group, const char *key, const char *looked_at);
 
 #endif							/* BBF_ATTEMPT_H */

@@ -356,6 +356,8 @@ bbf_check_report(const BbfJob *job)
 		ereport(NOTICE, (errmsg("pending_where: %s", job->pending_where)));
 	if (job->match_where)
 		ereport(NOTICE, (errmsg("match_where: %s", job->match_where)));
+	if (job->handler)
+		ereport(NOTICE, (errmsg("%s would be called for each group after each pending scan", job->handler)));
 	if (!pair->has_foreign_key && mode->without_foreign_key)
 		ereport(NOTICE,
 				(errmsg("hazard: no validated, immediate foreign key from %s to %s",

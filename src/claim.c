@@ -28,6 +28,7 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rls.h"
 #include "utils/timestamp.h"
@@ -107,13 +108,15 @@ static void
 check_is_served(const BbfJob *job, const BbfPair *pair)
 {
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
+	char	   *missing = job->phase == BBF_PHASE_INSTALL ? NULL : mode->missing(job, pair);
 
-	if (job->phase == BBF_PHASE_INSTALL || mode->missing(job, pair) != NULL || !bbf_index_is_there(job))
+	if (job->phase == BBF_PHASE_INSTALL || missing || !bbf_index_is_there(job))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("job \"%s\" is not live", job->name),
-				 errdetail("Its phase is %s.", bbf_job_phase_name(job->phase)),
-				 errhint("Use CALL bgw_backfill.wait('%s') first.", job->name)));
+				 errmsg("job \"%s\" is not ready to hand out rows", job->name),
+				 errdetail("Its phase is %s, and %s.", bbf_job_phase_name(job->phase),
+						   missing ? psprintf("%s is missing", missing) : "its index is not built"),
+				 errhint("Use CALL bgw_backfill.wait('%s'), or see bgw_backfill.progress.", job->name)));
 }
 
 /* A lease in milliseconds. */
@@ -123,7 +126,7 @@ lease_argument(FunctionCallInfo fcinfo, int n)
 	Interval   *lease = PG_GETARG_INTERVAL_P(n);
 	int64		ms = lease->day * (int64) 86400 * 1000 + lease->time / 1000;
 
-	if (lease->month != 0 || Abs(lease->day) > 1000 || ms < 1 || ms > MAX_LEASE_MS)
+	if (lease->month != 0 || abs(lease->day) > 1000 || ms < 1 || ms > MAX_LEASE_MS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("lease %s is outside the valid range",
@@ -180,7 +183,7 @@ bgw_backfill_claim(PG_FUNCTION_ARGS)
 		handout.group = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	}
 	nestlevel = NewGUCNestLevel();
-	bbf_session_pin_text();		/* how keys are written */
+	bbf_session_pin_keys();		/* how keys are written */
 	bbf_handout_claim(&handout, lease_ms);
 	bbf_session_unpin(nestlevel);
 	for (int i = 0; i < handout.n; i++)
@@ -230,10 +233,38 @@ out_of_date(const BbfJob *job, int64 token, const char *key)
 			 errhint("Nothing was changed. Extend a lease in time with bgw_backfill.extend().")));
 }
 
-static int
-compare_texts(const void *a, const void *b)
+/* a row of a claim, to be found by its key: equal keys need not be written alike */
+typedef struct HeldRow
 {
-	return strcmp(*(char *const *) a, *(char *const *) b);
+	Datum		key;
+	int			row;
+} HeldRow;
+
+static int
+compare_held(const void *a, const void *b, void *arg)
+{
+	return bbf_pair_compare_keys(arg, ((const HeldRow *) a)->key, ((const HeldRow *) b)->key);
+}
+
+/* The row of a claim that has this key, or -1. */
+static int
+find_held(const BbfPair *pair, const HeldRow *held, int n, Datum key)
+{
+	int			low = 0;
+
+	while (n > low)
+	{
+		int			middle = low + (n - low) / 2;
+		int			order = bbf_pair_compare_keys(pair, key, held[middle].key);
+
+		if (order == 0)
+			return held[middle].row;
+		if (order < 0)
+			n = middle;
+		else
+			low = middle + 1;
+	}
+	return -1;
 }
 
 /*
@@ -245,39 +276,37 @@ static BbfClaim *
 meant(const BbfJob *job, const BbfPair *pair, int64 token, ArrayType *array, bool **rows)
 {
 	BbfClaim   *claim = bbf_lease_lock_claim(job->name, token, false);
+	int			n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+	HeldRow    *held;
 	Datum	   *keys;
 	Datum	   *elsewhere;
-	char	  **missing;
-	char	  **sorted;
-	bool	   *pending;
-	int			n;
-	int			nmissing = 0;
-	int			most = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	char	  **texts;
+	char	  **missing;
+	bool	   *pending;
+	int			nmissing = 0;
 
 	if (claim == NULL)
 		out_of_date(job, token, NULL);
-	if (most > claim->granted)
+	if (n > claim->granted)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("too many keys: %d", most),
+				 errmsg("too many keys: %d", n),
 				 errdetail("Token " INT64_FORMAT " was given for %d rows.", token, claim->granted)));
 	texts = keys_argument(pair, array, &keys, &n);
+	held = palloc(sizeof(HeldRow) * Max(claim->n, 1));
+	for (int i = 0; i < claim->n; i++)
+		held[i] = (HeldRow) {bbf_pair_key_in(pair, claim->rows[i].key), i};
+	qsort_arg(held, claim->n, sizeof(HeldRow), compare_held, unconstify(BbfPair *, pair));
+	*rows = palloc0(sizeof(bool) * Max(claim->n, 1));
 	elsewhere = palloc(sizeof(Datum) * Max(n, 1));
 	missing = palloc(sizeof(char *) * Max(n, 1));
-	sorted = palloc(sizeof(char *) * Max(n, 1));
-	memcpy(sorted, texts, sizeof(char *) * n);
-	qsort(sorted, n, sizeof(char *), compare_texts);
-	*rows = palloc0(sizeof(bool) * Max(claim->n, 1));
-	for (int i = 0; i < claim->n; i++)
-		(*rows)[i] = bsearch(&claim->rows[i].key, sorted, n, sizeof(char *), compare_texts) != NULL;
 	for (int k = 0; k < n; k++)
 	{
-		bool		held = false;
+		int			row = find_held(pair, held, claim->n, keys[k]);
 
-		for (int i = 0; i < claim->n && !held; i++)
-			held = strcmp(claim->rows[i].key, texts[k]) == 0;
-		if (!held)
+		if (row >= 0)
+			(*rows)[row] = true;
+		else
 		{
 			elsewhere[nmissing] = keys[k];
 			missing[nmissing++] = texts[k];
@@ -292,7 +321,10 @@ meant(const BbfJob *job, const BbfPair *pair, int64 token, ArrayType *array, boo
 	return claim;
 }
 
-/* fail and release: take rows off a claim and write down what became of them. */
+/*
+ * fail and release: take rows off a claim and write down what became of them.  A row
+ * that has got its target row meanwhile is answered, whatever its holder says.
+ */
 static int
 give_back(FunctionCallInfo fcinfo, const char *function, bool failed)
 {
@@ -300,8 +332,11 @@ give_back(FunctionCallInfo fcinfo, const char *function, bool failed)
 	BbfPair    *pair;
 	BbfClaim   *claim;
 	BbfLeased  *rows;
+	Datum	   *keys;
 	bool	   *keep;
+	bool	   *pending;
 	int			n = 0;
+	int			given = 0;
 	int			nestlevel;
 
 	bbf_api_refuse_in_recovery(function);
@@ -310,14 +345,24 @@ give_back(FunctionCallInfo fcinfo, const char *function, bool failed)
 	job = working_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	pair = bbf_pair_load(job);
 	nestlevel = NewGUCNestLevel();
-	bbf_session_pin_text();
+	bbf_session_pin_keys();
 	claim = meant(job, pair, PG_GETARG_INT64(2), PG_GETARG_ARRAYTYPE_P(1), &keep);
 	rows = palloc(sizeof(BbfLeased) * Max(claim->n, 1));
+	keys = palloc(sizeof(Datum) * Max(claim->n, 1));
 	for (int i = 0; i < claim->n; i++)
 	{
 		if (keep[i])
-			rows[n++] = claim->rows[i];
+		{
+			rows[given] = claim->rows[i];
+			keys[given++] = bbf_pair_key_in(pair, claim->rows[i].key);
+		}
 		keep[i] = !keep[i];
+	}
+	pending = bbf_handout_pending(job, pair, keys, given, false);
+	for (int i = 0; i < given; i++)
+	{
+		if (pending[i])
+			rows[n++] = rows[i];
 	}
 	if (failed)
 		bbf_attempt_failed(job->name, rows, n,
@@ -325,7 +370,7 @@ give_back(FunctionCallInfo fcinfo, const char *function, bool failed)
 						   bbf_job_setting(job, BBF_MAX_ATTEMPTS));
 	else
 		bbf_attempt_returned(job->name, rows, n);
-	if (n > 0)
+	if (given > 0)
 		bbf_lease_keep(claim, keep);
 	bbf_session_unpin(nestlevel);
 	SPI_finish();
@@ -387,7 +432,7 @@ bgw_backfill_requeue(PG_FUNCTION_ARGS)
 		char	  **texts;
 		int			n;
 
-		bbf_session_pin_text();
+		bbf_session_pin_keys();
 		texts = keys_argument(bbf_pair_load(job), PG_GETARG_ARRAYTYPE_P(1), &typed, &n);
 		keys = bbf_lease_text_array(texts, n);
 		bbf_session_unpin(nestlevel);

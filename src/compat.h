@@ -31,6 +31,8 @@
 	object_aclcheck(DatabaseRelationId, (oid), (role), (mode))
 #define bbf_tablespace_aclcheck(oid, role, mode) \
 	object_aclcheck(TableSpaceRelationId, (oid), (role), (mode))
+#define bbf_function_aclcheck(oid, role, mode) \
+	object_aclcheck(ProcedureRelationId, (oid), (role), (mode))
 #define bbf_relation_ownercheck(oid, role) \
 	object_ownercheck(RelationRelationId, (oid), (role))
 #define bbf_database_ownercheck(oid, role) \
@@ -41,6 +43,7 @@
 #define bbf_schema_aclcheck(oid, role, mode) pg_namespace_aclcheck((oid), (role), (mode))
 #define bbf_database_aclcheck(oid, role, mode) pg_database_aclcheck((oid), (role), (mode))
 #define bbf_tablespace_aclcheck(oid, role, mode) pg_tablespace_aclcheck((oid), (role), (mode))
+#define bbf_function_aclcheck(oid, role, mode) pg_proc_aclcheck((oid), (role), (mode))
 #define bbf_relation_ownercheck(oid, role) pg_class_ownercheck((oid), (role))
 #define bbf_database_ownercheck(oid, role) pg_database_ownercheck((oid), (role))
 #define bbf_extension_ownercheck(oid, role) pg_extension_ownercheck((oid), (role))

@@ -1,6 +1,6 @@
 /*
  * handout.h
- *		Choosing the pending rows that are handed out next.
+ *		Handing out pending rows under a lease, up to a cap.
  */
 #ifndef BBF_HANDOUT_H
 #define BBF_HANDOUT_H
@@ -26,10 +26,12 @@ typedef struct BbfHandout
 	Datum	   *keys;			/* the same keys, of the source's type */
 	int64		token;			/* of bbf_handout_claim() */
 	int64		pruned;			/* stale rows taken out */
+	char	   *last_group;		/* whose turn was the last, as text */
 } BbfHandout;
 
 extern void bbf_handout_claim(BbfHandout *handout, int64 lease_ms);
 extern bool bbf_handout_possible(BbfHandout *handout);
+extern void bbf_handout_settle(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim);
 extern bool *bbf_handout_pending(const BbfJob *job, const BbfPair *pair, const Datum *keys, int n,
 								 bool only_matches);
 

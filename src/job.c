@@ -89,6 +89,10 @@ read_configuration(BbfJob *job)
 	job->pending_where = text_column("pending_where");
 	job->match_where = text_column("match_where");
 	job->group_by = text_column("group_by");
+	job->handler = text_column("handler");
+	job->changing = DatumGetBool(column("changing"));
+	job->new_pending_where = text_column("new_pending_where");
+	job->new_match_where = text_column("new_match_where");
 	job->successor_of = text_column("successor_of");
 	job->settings = text_column("settings_text");
 	job->paused = DatumGetBool(column("paused"));
@@ -121,6 +125,8 @@ read_state(BbfJob *job)
 	job->sweep_started_at = DatumGetTimestampTz(column("sweep_started_at"));
 	job->sweep_mismatches = DatumGetInt64(column("sweep_mismatches"));
 	job->prune_cursor = text_column("prune_cursor");
+	job->attempt_cursor = text_column("attempt_cursor");
+	job->claim_cursor = text_column("claim_cursor");
 	job->watermark = text_column("watermark");
 	job->next_mark = text_column("next_mark");
 	job->next_mark_xid = text_column("next_mark_xid");
@@ -161,6 +167,23 @@ bbf_job_load(const char *name)
 	read_configuration(job);
 	read_state(job);
 	SPI_freetuptable(SPI_tuptable);
+	return job;
+}
+
+/*
+ * Begin a transaction and read a job, which lives as long as the caller's memory
+ * context.  NULL, outside any transaction, if there is none by that name.
+ */
+BbfJob *
+bbf_job_begin(const char *name)
+{
+	BbfJob	   *job;
+
+	if (!bbf_txn_begin())
+		return NULL;
+	job = bbf_job_load(name);
+	if (job == NULL)
+		bbf_txn_commit();
 	return job;
 }
 
@@ -331,7 +354,7 @@ bbf_job_next_due(const BbfJob *job)
 			due = bbf_job_next_batch(job);
 			break;
 		case BBF_PHASE_LIVE:
-			due = bbf_job_next_scan(job);
+			due = job->changing ? 1 : bbf_job_next_scan(job);
 			sweep = next_sweep(job);
 			if (sweep != 0)
 				due = Min(due, sweep);

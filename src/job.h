@@ -51,6 +51,10 @@ typedef struct BbfJob
 	char	   *pending_where;	/* canonical text, or NULL */
 	char	   *match_where;
 	char	   *group_by;
+	char	   *handler;		/* signature with its schema, or NULL */
+	bool		changing;		/* the two conditions below are to take effect */
+	char	   *new_pending_where;
+	char	   *new_match_where;
 	char	   *successor_of;	/* the job whose place it takes; NULL: none */
 	char	   *settings;		/* "name=value,...", or NULL */
 	bool		paused;
@@ -76,6 +80,8 @@ typedef struct BbfJob
 	TimestampTz sweep_started_at;	/* 0: no sweep is under way */
 	int64		sweep_mismatches;
 	char	   *prune_cursor;	/* NULL: at the start */
+	char	   *attempt_cursor; /* NULL: at the start */
+	char	   *claim_cursor;	/* a token; NULL: at the first */
 	char	   *watermark;		/* NULL: none yet */
 	char	   *next_mark;		/* where it rises to next; NULL: not known yet */
 	char	   *next_mark_xid;
@@ -99,11 +105,14 @@ typedef struct BbfBatch
 	const char *cursor;			/* the key range's end */
 	int64		rows;			/* source rows it covered */
 	int64		changed;		/* rows written */
+	int64		eligible;		/* in a sweep: rows that satisfy pending_where */
+	int64		pending;		/* and those that are pending now */
 	double		ms;
 	int32		next_size;		/* batch size from now on */
 } BbfBatch;
 
 extern BbfJob *bbf_job_load(const char *name);
+extern BbfJob *bbf_job_begin(const char *name);
 extern List *bbf_job_names(void);
 extern const char *bbf_job_phase_name(BbfPhase phase);
 extern bool bbf_job_phase_from_name(const char *name, BbfPhase *phase);
@@ -123,6 +132,7 @@ extern TimestampTz bbf_job_next_due(const BbfJob *job);
 extern bool bbf_job_enter_phase(BbfJob *job, BbfPhase phase);
 extern bool bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total);
 extern bool bbf_job_save_batch(BbfJob *job, const BbfBatch *batch, bool sweep);
+extern void bbf_job_change_conditions(const BbfJob *job);
 extern void bbf_job_end_sweep(BbfJob *job);
 extern void bbf_job_keep_percent(BbfJob *job, double percent);
 extern void bbf_job_set_flag_added(BbfJob *job, bool added);
@@ -131,6 +141,7 @@ extern void bbf_job_rename(BbfJob *job, Oid source, Oid target);
 extern void bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner);
 extern void bbf_job_record_error(const char *name, const char *message, BbfHealth health,
 								 const char *waiting_for, int64 delay_ms);
+extern void bbf_job_note_error(const char *name, const char *message);
 extern void bbf_job_wait(const char *name, const char *waiting_for, int64 delay_ms);
 extern void bbf_job_clear_retries(BbfJob *job);
 extern void bbf_job_set_well(const char *name);

@@ -93,9 +93,11 @@ bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total)
 	if (sweep)
 		return update_state(job->name,
 							job->phase == BBF_PHASE_LIVE ?
-							"walk_cursor = NULL, high_mark = $3, sweep_mismatches = 0, sweep_request = $5,"
+							"walk_cursor = NULL, high_mark = $3, sweep_mismatches = 0, sweep_rows = 0,"
+							" sweep_eligible = 0, sweep_pending = 0, sweep_request = $5,"
 							" sweep_started_at = pg_catalog.clock_timestamp()" :
-							"walk_cursor = NULL, high_mark = $3, sweep_mismatches = 0, sweep_request = $5,"
+							"walk_cursor = NULL, high_mark = $3, sweep_mismatches = 0, sweep_rows = 0,"
+							" sweep_eligible = 0, sweep_pending = 0, sweep_request = $5,"
 							" sweep_started_at = pg_catalog.clock_timestamp(), rows_total = $4",
 							" AND generation OPERATOR(pg_catalog.=) $2",
 							5, types, values, nulls);
@@ -113,12 +115,12 @@ bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total)
 bool
 bbf_job_save_batch(BbfJob *job, const BbfBatch *batch, bool sweep)
 {
-	Oid			types[7] = {TEXTOID, INT8OID, TEXTOID, INT8OID, INT8OID, FLOAT8OID, INT4OID};
-	Datum		values[7] = {0, Int64GetDatum(job->generation),
+	Oid			types[9] = {TEXTOID, INT8OID, TEXTOID, INT8OID, INT8OID, FLOAT8OID, INT4OID, INT8OID, INT8OID};
+	Datum		values[9] = {0, Int64GetDatum(job->generation),
 		batch->cursor ? CStringGetTextDatum(batch->cursor) : (Datum) 0,
 		Int64GetDatum(batch->rows), Int64GetDatum(batch->changed),
-	Float8GetDatum(batch->ms), Int32GetDatum(batch->next_size)};
-	char		nulls[8] = "       ";
+	Float8GetDatum(batch->ms), Int32GetDatum(batch->next_size), Int64GetDatum(batch->eligible), Int64GetDatum(batch->pending)};
+	char		nulls[10] = "         ";
 	StringInfoData set;
 
 	if (batch->cursor == NULL)
@@ -130,7 +132,11 @@ bbf_job_save_batch(BbfJob *job, const BbfBatch *batch, bool sweep)
 						   " batch_at = CASE WHEN $3 IS NULL THEN batch_at ELSE pg_catalog.clock_timestamp() END,"
 						   " retries = 0, waits = 0, retry_at = NULL, waiting_for = NULL, waiting_since = NULL");
 	if (sweep)
-		appendStringInfoString(&set, ", sweep_mismatches = sweep_mismatches OPERATOR(pg_catalog.+) $5");
+		appendStringInfoString(&set,
+							   ", sweep_mismatches = sweep_mismatches OPERATOR(pg_catalog.+) $5,"
+							   " sweep_rows = sweep_rows OPERATOR(pg_catalog.+) $4,"
+							   " sweep_eligible = sweep_eligible OPERATOR(pg_catalog.+) $8,"
+							   " sweep_pending = sweep_pending OPERATOR(pg_catalog.+) $9");
 	if (job->phase == BBF_PHASE_FILL)
 		appendStringInfoString(&set,
 							   ", fill_ended_at = pg_catalog.clock_timestamp(),"
@@ -146,7 +152,27 @@ bbf_job_save_batch(BbfJob *job, const BbfBatch *batch, bool sweep)
 							   " greatest(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()"
 							   " OPERATOR(pg_catalog.-) phase_started_at), 0.001)");
 	return update_state(job->name, set.data, " AND generation OPERATOR(pg_catalog.=) $2",
-						7, types, values, nulls);
+						sweep ? 9 : 7, types, values, nulls);
+}
+
+/*
+ * New conditions hold from now on: a sweep begins anew, however far one was, and
+ * makes rows pending that were not.
+ */
+void
+bbf_job_change_conditions(const BbfJob *job)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum(job->name)};
+
+	bbf_txn_catalog("UPDATE bgw_backfill.job SET pending_where = new_pending_where, match_where = new_match_where,"
+					" changing = false, new_pending_where = NULL, new_match_where = NULL,"
+					" verify_requests = verify_requests OPERATOR(pg_catalog.+) 1 WHERE job OPERATOR(pg_catalog.=) $1",
+					1, types, values, NULL, SPI_OK_UPDATE);
+	update_state(job->name,
+				 "generation = generation OPERATOR(pg_catalog.+) 1, walk_cursor = NULL, high_mark = NULL,"
+				 " sweep_started_at = NULL, sweep_rows = 0, sweep_eligible = 0, sweep_pending = 0, refilling = true",
+				 "", 1, types, values, NULL);
 }
 
 /* A sweep has reached its end: what it found is the truth of its beginning. */
@@ -157,7 +183,7 @@ bbf_job_end_sweep(BbfJob *job)
 	Datum		values[2] = {0, Int64GetDatum(job->generation)};
 
 	update_state(job->name,
-				 "verified_at = sweep_started_at, mismatches = sweep_mismatches,"
+				 "verified_at = sweep_started_at, mismatches = sweep_mismatches, refilling = false,"
 				 " sweep_started_at = NULL, walk_cursor = NULL, high_mark = NULL",
 				 " AND generation OPERATOR(pg_catalog.=) $2", 2, types, values, NULL);
 }
@@ -241,6 +267,11 @@ bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner)
 	bbf_txn_catalog("UPDATE bgw_backfill.job SET owner = $2, role_oid = $3"
 					" WHERE job OPERATOR(pg_catalog.=) $1",
 					3, types, values, NULL, SPI_OK_UPDATE);
+	/* what was handed out there is not handed out here */
+	bbf_txn_catalog("DELETE FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1",
+					1, types, values, NULL, SPI_OK_DELETE);
+	bbf_txn_catalog("DELETE FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1",
+					1, types, values, NULL, SPI_OK_DELETE);
 	/* transaction ids and files of another server mean nothing here */
 	update_state(job->name,
 				 "watermark = NULL, next_mark = NULL, next_mark_xid = NULL, pass_mark = NULL,"
@@ -282,6 +313,19 @@ bbf_job_record_error(const char *name, const char *message, BbfHealth health,
 				 " last_error = coalesce($2, last_error),"
 				 " last_error_at = CASE WHEN $2 IS NULL THEN last_error_at ELSE pg_catalog.clock_timestamp() END",
 				 "", 5, types, values, nulls);
+}
+
+/* Show an error with a job that goes on all the same. */
+void
+bbf_job_note_error(const char *name, const char *message)
+{
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2] = {0, CStringGetTextDatum(message)};
+
+	update_state(name,
+				 "errors = errors OPERATOR(pg_catalog.+) 1, last_error = $2,"
+				 " last_error_at = pg_catalog.clock_timestamp()",
+				 "", 2, types, values, NULL);
 }
 
 /* The job waits its turn, which is no failure. */

@@ -12,14 +12,18 @@
  *
  *	- The claims are read with a dirty snapshot, which sees what others have not
  *	  committed.  Of a claim that is being changed, both versions count: the
- *	  change may yet be undone.
+ *	  change may yet be undone.  A change that is committed while we read (a
+ *	  claim is extended, or gives rows back, without the lock) can hide both: the
+ *	  new version's index entry came after its page was read, the old version is
+ *	  dead by now.  So they are read once more with an ordinary snapshot taken
+ *	  after that, which sees what is committed.
  *
  *	- What changes somebody else's claim (its lease has expired, all of it is
  *	  answered) locks the row first, and passes by one that is locked.  A claim of
  *	  which a part is answered is left alone: its holder may be about to use it.
  *
  * Keys are text, written as the type's output function does under the settings
- * of bbf_session_pin_text().
+ * of bbf_session_pin_keys().
  */
 #include "postgres.h"
 
@@ -104,10 +108,25 @@ bbf_lease_take(BbfLeases *leases, char *key, bool committed)
 	BbfTaken   *taken = hash_search(leases->taken, &key, HASH_ENTER, &found);
 
 	if (!found)
-		taken->committed = committed;
-	else
-		taken->committed = taken->committed && committed;
+		taken->outstanding = false;
+	taken->committed = (!found || taken->committed) && committed;
 	return !found;
+}
+
+/* All keys that are handed out, as an array of texts. */
+Datum
+bbf_lease_taken(const BbfLeases *leases)
+{
+	long		n = hash_get_num_entries(leases->taken);
+	char	  **keys = palloc(sizeof(char *) * Max(n, 1));
+	HASH_SEQ_STATUS status;
+	BbfTaken   *taken;
+	int			i = 0;
+
+	hash_seq_init(&status, leases->taken);
+	while ((taken = hash_seq_search(&status)) != NULL)
+		keys[i++] = taken->key;
+	return bbf_lease_text_array(keys, i);
 }
 
 /* Is a key handed out?  NULL: no. */
@@ -167,9 +186,42 @@ add_claim(BbfLeases *leases, const BbfClaim *claim, int *allocated, TimestampTz 
 	leases->claims[leases->nclaims++] = *claim;
 	for (int i = 0; i < claim->n; i++)
 	{
-		if (bbf_lease_take(leases, claim->rows[i].key, claim->committed) && claim->expires_at > now)
+		BbfTaken   *taken;
+
+		bbf_lease_take(leases, claim->rows[i].key, claim->committed);
+		taken = hash_search(leases->taken, &claim->rows[i].key, HASH_FIND, NULL);
+		if (claim->expires_at > now && !taken->outstanding)
+		{
+			taken->outstanding = true;
 			leases->outstanding++;
+		}
 	}
+}
+
+/* The open claims that are committed, and that are not among those read already. */
+static void
+add_committed(BbfLeases *leases, const char *job, int *allocated, TimestampTz now)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job)};
+	int			known = leases->nclaims;
+	uint64		n = bbf_txn_catalog("SELECT * FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1"
+									" AND keys OPERATOR(pg_catalog.<>) '{}'",
+									1, types, values, NULL, SPI_OK_SELECT);
+
+	for (uint64 r = 0; r < n; r++)
+	{
+		BbfClaim	claim = claim_of(SPI_tuptable->vals[r], SPI_tuptable->tupdesc);
+		bool		is_known = false;
+
+		claim.committed = true;
+		for (int i = 0; i < known && !is_known; i++)
+			is_known = leases->claims[i].token == claim.token && leases->claims[i].n == claim.n &&
+				leases->claims[i].expires_at == claim.expires_at;
+		if (!is_known)
+			add_claim(leases, &claim, allocated, now);
+	}
+	SPI_freetuptable(SPI_tuptable);
 }
 
 /*
@@ -225,6 +277,7 @@ bbf_lease_read(const char *job)
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
+	add_committed(leases, job, &allocated, now);
 	return leases;
 }
 
@@ -315,6 +368,27 @@ bbf_lease_lock_claim(const char *job, int64 token, bool expired)
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return claim;
+}
+
+/*
+ * The tokens of claims that have open rows, after one (text; NULL: from the
+ * first), locked but for those that somebody is at.  Returns how many.
+ */
+int
+bbf_lease_open(const char *job, const char *after, int limit, int64 **tokens)
+{
+	Oid			types[] = {TEXTOID, INT8OID, INT8OID};
+	Datum		values[] = {CStringGetTextDatum(job), Int64GetDatum(after ? strtoll(after, NULL, 10) : 0), Int64GetDatum(limit)};
+	int			n = (int) bbf_txn_catalog("SELECT token FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1"
+										  " AND keys OPERATOR(pg_catalog.<>) '{}' AND token OPERATOR(pg_catalog.>) $2"
+										  " ORDER BY token LIMIT $3 FOR UPDATE SKIP LOCKED",
+										  3, types, values, NULL, SPI_OK_SELECT);
+
+	*tokens = palloc(sizeof(int64) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+		(*tokens)[i] = DatumGetInt64(attribute(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, "token"));
+	SPI_freetuptable(SPI_tuptable);
+	return n;
 }
 
 /* Keep only some of a locked claim's rows; keep NULL: none. */

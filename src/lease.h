@@ -32,6 +32,7 @@ typedef struct BbfTaken
 {
 	char	   *key;			/* hash key: the text it points at */
 	bool		committed;		/* by a claim that is committed, or our own */
+	bool		outstanding;	/* its lease has not ended */
 } BbfTaken;
 
 /* all that is handed out of a job, by transactions that are not committed as well */
@@ -48,10 +49,12 @@ extern void bbf_lease_lock(const char *job);
 extern void bbf_lease_unlock(const char *job);
 extern BbfLeases *bbf_lease_read(const char *job);
 extern bool bbf_lease_take(BbfLeases *leases, char *key, bool committed);
+extern Datum bbf_lease_taken(const BbfLeases *leases);
 extern const BbfTaken *bbf_lease_find(const BbfLeases *leases, const char *key);
 extern int64 bbf_lease_insert(const char *job, const BbfLeased *rows, int n, int64 lease_ms,
 							  const char *last_group, int64 stale_pruned);
 extern BbfClaim *bbf_lease_lock_claim(const char *job, int64 token, bool expired);
+extern int	bbf_lease_open(const char *job, const char *after, int limit, int64 **tokens);
 extern void bbf_lease_keep(const BbfClaim *claim, const bool *keep);
 extern void bbf_lease_empty(const char *job, int64 token, int n);
 extern TimestampTz bbf_lease_extend(int64 token, int64 lease_ms);

@@ -31,7 +31,7 @@ bbf_listed_begin(BbfListed *listed, const BbfJob *job, const BbfPair *pair)
 	listed->mode = bbf_mode_lookup(job->mode);
 	bbf_served_become(pair->owner, &listed->save_userid, &listed->save_context);
 	listed->nestlevel = bbf_session_pin_plan(true);
-	bbf_session_pin_text();
+	bbf_session_pin_keys();
 	(void) set_config_option("enable_sort", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
@@ -43,12 +43,17 @@ bbf_listed_end(BbfListed *listed)
 	SetUserIdAndSecContext(listed->save_userid, listed->save_context);
 }
 
-/* A statement planned once for all its parameters: by an index, whatever they are. */
+/*
+ * A statement planned once for all its parameters: by an index, whatever they are.
+ * The caller's memory context stays the current one, as in bbf_txn_sql().
+ */
 static SPIPlanPtr
 prepare(const char *sql, int nargs, Oid *types)
 {
+	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
 
+	MemoryContextSwitchTo(context);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare_cursor returned %s for \"%s\"", SPI_result_code_string(SPI_result), sql);
 	return plan;
@@ -59,7 +64,7 @@ run(SPIPlanPtr plan, Datum *values, const char *nulls, int expected)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int			rc = SPI_execute_snapshot(plan, values, nulls, GetLatestSnapshot(), InvalidSnapshot,
-										  expected == SPI_OK_SELECT, true, 0);
+										  false, true, 0);
 
 	MemoryContextSwitchTo(context);
 	if (rc != expected)

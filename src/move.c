@@ -92,6 +92,11 @@ bbf_move_request(BbfJob *job, const char *mode)
 			ereport(NOTICE, (errmsg("job \"%s\" stays in mode \"%s\"", job->name, job->mode)));
 		return;
 	}
+	if (job->changing)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("the conditions of job \"%s\" are about to change", job->name),
+				 errhint("Try again in a moment.")));
 	if (job->phase != BBF_PHASE_LIVE || job->health != BBF_HEALTH_OK || job->uninstall)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -206,6 +206,9 @@ static void
 load_group(BbfPair *pair, const BbfJob *job, Relation source)
 {
 	TypeCacheEntry *type;
+	Oid			equal_image;
+	Oid			column_type;
+	int32		typmod;
 
 	if (job->group_by == NULL)
 		return;
@@ -222,6 +225,10 @@ load_group(BbfPair *pair, const BbfJob *job, Relation source)
 				 errhint("Name a column whose type has a default btree operator class.")));
 	pair->group_gt = operator_sql(type->gt_opr);
 	pair->group_eq = operator_sql(type->eq_opr);
+	get_atttypetypmodcoll(pair->source, pair->group_att, &column_type, &typmod, &pair->group_collation);
+	equal_image = get_opfamily_proc(type->btree_opf, type->btree_opintype, type->btree_opintype, BTEQUALIMAGE_PROC);
+	pair->group_has_one_text = OidIsValid(equal_image) &&
+		DatumGetBool(OidFunctionCall1Coll(equal_image, pair->group_collation, ObjectIdGetDatum(type->btree_opintype)));
 }
 
 /*
@@ -345,26 +352,61 @@ bbf_pair_load(const BbfJob *job)
 	return pair;
 }
 
-/* A source key from its text. */
-Datum
-bbf_pair_key_in(const BbfPair *pair, const char *text)
+static Datum
+datum_in(Oid type, const char *text)
 {
 	Oid			input;
 	Oid			ioparam;
 
-	getTypeInputInfo(pair->key_type, &input, &ioparam);
+	getTypeInputInfo(type, &input, &ioparam);
 	return OidInputFunctionCall(input, unconstify(char *, text), ioparam, -1);
+}
+
+static char *
+datum_out(Oid type, Datum value)
+{
+	Oid			output;
+	bool		isvarlena;
+
+	getTypeOutputInfo(type, &output, &isvarlena);
+	return OidOutputFunctionCall(output, value);
+}
+
+/* A source key from its text. */
+Datum
+bbf_pair_key_in(const BbfPair *pair, const char *text)
+{
+	return datum_in(pair->key_type, text);
 }
 
 /* The text of a source key. */
 char *
 bbf_pair_key_out(const BbfPair *pair, Datum key)
 {
-	Oid			output;
-	bool		isvarlena;
+	return datum_out(pair->key_type, key);
+}
 
-	getTypeOutputInfo(pair->key_type, &output, &isvarlena);
-	return OidOutputFunctionCall(output, key);
+/* A group from its text. */
+Datum
+bbf_pair_group_in(const BbfPair *pair, const char *text)
+{
+	return datum_in(pair->group_type, text);
+}
+
+/* The text of a group. */
+char *
+bbf_pair_group_out(const BbfPair *pair, Datum group)
+{
+	return datum_out(pair->group_type, group);
+}
+
+/* Are two values one group, as the index has it? */
+bool
+bbf_pair_same_group(const BbfPair *pair, Datum a, Datum b)
+{
+	TypeCacheEntry *type = lookup_type_cache(pair->group_type, TYPECACHE_EQ_OPR_FINFO);
+
+	return DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, pair->group_collation, a, b));
 }
 
 /* The order of two source keys, as the index on the source key has it. */

@@ -28,6 +28,8 @@ typedef struct BbfPair
 	Oid			key_type;		/* base type of the source key */
 	Oid			target_key_type;	/* base type of the target key */
 	Oid			group_type;
+	Oid			group_collation;
+	bool		group_has_one_text; /* equal groups are written alike */
 	Oid			key_collation;
 	Oid			key_opfamily;
 	Oid			key_opcintype;
@@ -50,6 +52,9 @@ extern bool bbf_pair_find_foreign_key(Relation source, Relation target,
 									  AttrNumber *source_att, AttrNumber *target_att, int *nfound);
 extern Datum bbf_pair_key_in(const BbfPair *pair, const char *text);
 extern char *bbf_pair_key_out(const BbfPair *pair, Datum key);
+extern Datum bbf_pair_group_in(const BbfPair *pair, const char *text);
+extern char *bbf_pair_group_out(const BbfPair *pair, Datum group);
+extern bool bbf_pair_same_group(const BbfPair *pair, Datum a, Datum b);
 extern int	bbf_pair_compare_keys(const BbfPair *pair, Datum a, Datum b);
 extern char *bbf_pair_match(const BbfPair *pair, const char *source_alias);
 

@@ -38,16 +38,6 @@ typedef struct PendingScan
 	int			groups;
 } PendingScan;
 
-static char *
-group_out(const BbfPair *pair, Datum group)
-{
-	Oid			output;
-	bool		isvarlena;
-
-	getTypeOutputInfo(pair->group_type, &output, &isvarlena);
-	return OidOutputFunctionCall(output, group);
-}
-
 /* Write down one group. */
 static void
 save_group(PendingScan *scan, const char *group, int64 pending, bool capped, const char *oldest)
@@ -111,8 +101,6 @@ next_group(PendingScan *scan, const char *after, Datum *group)
 {
 	const BbfPair *pair = scan->pair;
 	Oid			types[] = {TEXTOID};
-	Oid			input;
-	Oid			ioparam;
 	Datum		values[1];
 	bool		isnull;
 	int16		typlen;
@@ -120,9 +108,8 @@ next_group(PendingScan *scan, const char *after, Datum *group)
 
 	if (after)
 	{
-		getTypeInputInfo(pair->group_type, &input, &ioparam);
 		types[0] = pair->group_type;
-		values[0] = OidInputFunctionCall(input, unconstify(char *, after), ioparam, -1);
+		values[0] = bbf_pair_group_in(pair, after);
 	}
 	bbf_txn_sql(psprintf("SELECT s.%s %s AND s.%s %s ORDER BY s.%s LIMIT 1",
 						 pair->group_by, scan->from, pair->group_by,
@@ -158,7 +145,7 @@ scan_groups(PendingScan *scan)
 	{
 		if (scan->groups >= MAX_GROUPS_PER_SCAN || scan->counted >= MAX_ROWS_PER_SCAN)
 			return after;
-		after = group_out(pair, group);
+		after = bbf_pair_group_out(pair, group);
 		scan_group(scan, psprintf(" AND s.%s %s $1", pair->group_by, pair->group_eq), group, after);
 	}
 	scan_group(scan, psprintf(" AND s.%s IS NULL", pair->group_by), (Datum) 0, NULL);

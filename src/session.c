@@ -142,6 +142,18 @@ bbf_session_pin_text(void)
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
 
+/*
+ * The same for keys and groups as text, where texts of several sessions are
+ * compared: a point in time looks the same in all of them.
+ */
+void
+bbf_session_pin_keys(void)
+{
+	bbf_session_pin_text();
+	(void) set_config_option("timezone", "UTC", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+}
+
 /* Back to the settings before bbf_session_pin(). */
 void
 bbf_session_unpin(int nestlevel)

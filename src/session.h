@@ -11,6 +11,7 @@ extern void bbf_session_harden(void);
 extern int	bbf_session_pin(void);
 extern int	bbf_session_pin_plan(bool pin_path);
 extern void bbf_session_pin_text(void);
+extern void bbf_session_pin_keys(void);
 extern void bbf_session_unpin(int nestlevel);
 
 #endif							/* BBF_SESSION_H */

@@ -163,8 +163,8 @@ bbf_shape_has_before_update(Oid relid)
 }
 
 /* Does a function set its own search path, or look nothing up by name? */
-static bool
-brings_search_path(Oid function)
+bool
+bbf_shape_brings_search_path(Oid function)
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
 	Form_pg_proc form;
@@ -268,7 +268,7 @@ bbf_shape_report_triggers(Relation rel, int elevel)
 					(errmsg("hazard: trigger \"%s\" of table \"%s\" fires for each row that is written",
 							trigger->tgname, RelationGetRelationName(rel)),
 					 errhint("If it raises an error on UPDATE, inserts into the target fail; use mode => 'sidecar' then.")));
-		if (!brings_search_path(trigger->tgfoid))
+		if (!bbf_shape_brings_search_path(trigger->tgfoid))
 			ereport(elevel,
 					(errmsg("trigger \"%s\" of table \"%s\" runs with search_path \"pg_catalog, pg_temp\" when bgw_backfill updates a row",
 							trigger->tgname, RelationGetRelationName(rel)),

@@ -16,6 +16,7 @@ extern bool bbf_shape_equal_is_identical(Oid relid, AttrNumber attno);
 extern bool bbf_shape_has_before_update(Oid relid);
 extern bool bbf_shape_is_users_function(Oid function, void *context);
 extern bool bbf_shape_write_is_plain(Oid relid, int16 events);
+extern bool bbf_shape_brings_search_path(Oid function);
 extern void bbf_shape_report_triggers(Relation rel, int elevel);
 extern double bbf_shape_estimate_rows(Oid relid);
 

@@ -115,6 +115,29 @@ prune_range(BbfWalk *walk, bool last)
 	return pruned;
 }
 
+/* In a sweep: how many rows of the range are eligible, and how many of them pending. */
+static void
+count_range(BbfWalk *walk, BbfBatch *batch)
+{
+	const BbfPair *pair = walk->pair;
+	char	   *key = psprintf("s.%s", pair->source_key);
+	char	   *range = bbf_mode_range(key, pair->key_op, walk->bounded);
+	Oid			types[] = {pair->key_type, pair->key_type};
+	Datum		values[] = {walk->low, walk->high};
+	bool		isnull;
+
+	bbf_settle_statement(walk->job,
+						 psprintf("SELECT (SELECT pg_catalog.count(*) FROM ONLY %s s WHERE %s%s%s),"
+								  " (SELECT pg_catalog.count(*) %s AND %s)",
+								  pair->source_sql, range, pair->pending_where ? " AND " : "",
+								  pair->pending_where ? pair->pending_where : "",
+								  walk->mode->queue_from(walk->job, pair), range),
+						 2, types, values, walk->bounded ? NULL : "n ", SPI_OK_SELECT);
+	batch->eligible = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	batch->pending = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+}
+
 /*
  * One batch, in the transaction that the caller began and will commit.  sweep:
  * compare in both directions.
@@ -146,6 +169,8 @@ bbf_walk_batch(BbfJob *job, bool sweep)
 	batch.changed = bbf_settle_range(walk, sweep);
 	if (sweep && walk->mode->stale)
 		batch.changed += prune_range(walk, strcmp(range_end, job->high_mark) == 0);
+	if (sweep)
+		count_range(walk, &batch);
 	INSTR_TIME_SET_CURRENT(end);
 	INSTR_TIME_SUBTRACT(end, start);
 	batch.cursor = range_end;

@@ -21,14 +21,12 @@
 #include "install.h"
 #include "job.h"
 #include "launcher.h"
+#include "live.h"
 #include "miscadmin.h"
 #include "mode.h"
-#include "move.h"
 #include "outcome.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
-#include "prune.h"
-#include "scan.h"
 #include "shmem.h"
 #include "throttle.h"
 #include "session.h"
@@ -38,15 +36,12 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "verify.h"
-#include "watermark.h"
 #include "worker.h"
 
 #define LINGER_MS			2000	/* rather than exit and be started again */
 #define TURN_MS				10000	/* before others who wait get the place */
 #define INDEX_RETRY_MS		1000	/* while another index is being built */
-#define MOVE_RETRY_MS		500		/* while snapshots from before a move are held */
 #define SKIPPED_AT_ONCE		16		/* remembered rows tried between batches */
-#define PRUNES_AT_ONCE		50		/* batches of pruning after a scan */
 
 static MemoryContext step_context;
 static List *checked_jobs = NIL;	/* names, in TopMemoryContext */
@@ -104,27 +99,13 @@ set_checked(const char *name, bool on)
 	MemoryContextSwitchTo(old);
 }
 
-/* Begin a transaction and read a job into the step's memory. */
-static BbfJob *
-begin_and_load(const char *name)
-{
-	BbfJob	   *job;
-
-	if (!bbf_txn_begin())
-		return NULL;
-	job = bbf_job_load(name);
-	if (job == NULL)
-		bbf_txn_commit();
-	return job;
-}
-
 /* Try a few of the rows that batches had to skip, without waiting for any. */
 static void
 try_skipped(const char *name, bool sweep)
 {
 	for (int i = 0; i < SKIPPED_AT_ONCE; i++)
 	{
-		BbfJob	   *job = begin_and_load(name);
+		BbfJob	   *job = bbf_job_begin(name);
 		bool		more;
 
 		if (job == NULL)
@@ -147,7 +128,7 @@ walk_step(BbfJob *job)
 	bbf_txn_commit();
 	if (step == BBF_WALK_MORE && job->has_skipped)
 		try_skipped(name, sweep);
-	else if (step == BBF_WALK_SKIPPED && (job = begin_and_load(name)) != NULL)
+	else if (step == BBF_WALK_SKIPPED && (job = bbf_job_begin(name)) != NULL)
 	{
 		bbf_walk_skipped(job, sweep, true);
 		bbf_txn_commit();
@@ -168,74 +149,13 @@ index_step(BbfJob *job)
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), INDEX_RETRY_MS);
 }
 
-/*
- * After a scan: a few batches of pruning, where the mode has a table to prune.
- * The rows after them come after the next scans, in turn.
- */
-static void
-prune(const char *name)
-{
-	for (int i = 0; i < PRUNES_AT_ONCE; i++)
-	{
-		BbfJob	   *job = begin_and_load(name);
-		bool		more;
-
-		if (job == NULL)
-			return;
-		more = bbf_mode_lookup(job->mode)->stale && job->phase == BBF_PHASE_LIVE && bbf_prune_batch(job);
-		bbf_txn_commit();
-		if (!more)
-			return;
-	}
-}
-
-/* Phase live: the index, the pending scan (and the pass before it), then a sweep if one is due. */
-static TimestampTz
-live_step(BbfJob *job)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (job->successor_of)
-	{
-		bool		moved = bbf_move_finish(job);
-
-		bbf_txn_commit();
-		if (moved)
-			return now;
-		bbf_outcome_wait(job->name, "older snapshots", MOVE_RETRY_MS);
-		return TimestampTzPlusMilliseconds(now, MOVE_RETRY_MS);
-	}
-	if (!bbf_index_is_there(job))
-		bbf_job_enter_phase(job, BBF_PHASE_INDEX);
-	else if (bbf_job_next_scan(job) <= now && bbf_watermark_is_due(job))
-	{
-		bbf_watermark_step(job);
-		bbf_job_clear_retries(job);
-		bbf_txn_commit();
-		return bbf_job_next_due(job);
-	}
-	else if (bbf_job_next_scan(job) <= now)
-	{
-		bbf_outcome_in_scan(true);
-		bbf_scan_run(job);
-		bbf_job_clear_retries(job);
-		bbf_txn_commit();
-		bbf_outcome_in_scan(false);
-		prune(job->name);
-		set_checked(job->name, false);	/* before the next scan */
-		job->scan_at = GetCurrentTimestamp();
-		return bbf_job_next_due(job);
-	}
-	else if (bbf_job_sweep_is_due(job, now))
-		return walk_step(job);
-	bbf_txn_commit();
-	return now;
-}
-
 /* The phase's step, in the transaction that is open; commits it. */
 static TimestampTz
 phase_step(BbfJob *job)
 {
+	TimestampTz due;
+	bool		scanned = false;
+
 	switch (job->phase)
 	{
 		case BBF_PHASE_INSTALL:
@@ -247,7 +167,11 @@ phase_step(BbfJob *job)
 		case BBF_PHASE_INDEX:
 			return index_step(job);
 		case BBF_PHASE_LIVE:
-			return live_step(job);
+			if (!bbf_live_step(job, &due, &scanned))
+				return walk_step(job);
+			if (scanned)
+				set_checked(job->name, false);	/* before the next scan */
+			return due;
 		case BBF_PHASE_UNINSTALL:
 			break;
 	}
@@ -276,7 +200,7 @@ is_mine(const BbfJob *job)
 static TimestampTz
 step(const char *name)
 {
-	BbfJob	   *job = begin_and_load(name);
+	BbfJob	   *job = bbf_job_begin(name);
 	TimestampTz due;
 
 	if (job == NULL)

@@ -1,0 +1,280 @@
+/*
+ * handoff.c
+ *		The handler of a job: what it must be, and calling it.
+ *
+ * After a pending scan the worker, which is connected as the job's owner, calls the
+ * handler for each group that has something to hand out: once, with the rows that it
+ * has claimed for it in the same transaction.  What the handler does and the claim
+ * commit together; an error in it, or at the commit, undoes both: the rows are as
+ * if they had never been handed out.  Then that group waits, twice as long each time,
+ * and no other does.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "handoff.h"
+#include "handout.h"
+#include "job.h"
+#include "miscadmin.h"
+#include "shape.h"
+#include "throttle.h"
+#include "txn.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/regproc.h"
+#include "utils/syscache.h"
+
+/* one round of calls */
+typedef struct Handoff
+{
+	const char *job_name;
+	List	   *called;			/* groups that have had their call, as text; NULL: of the nulls */
+	bool		in_call;		/* what is raised now is the handler's */
+	char	   *group;			/* of the call under way */
+} Handoff;
+
+/*
+ * Check a function that is to be a job's handler; returns its signature, with its
+ * schema, as it is kept.
+ */
+char *
+bbf_handoff_check(Oid function, const BbfPair *pair)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Oid			wanted[] = {TEXTOID, TEXTOID, get_array_type(pair->key_type), INT8OID};
+	Form_pg_proc proc;
+	char	   *signature;
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("handler function with OID %u does not exist", function)));
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	signature = format_procedure_qualified(function);
+	if (proc->prokind != PROKIND_FUNCTION || proc->proretset || proc->pronargs != 4 ||
+		memcmp(proc->proargtypes.values, wanted, sizeof(wanted)) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("%s cannot be a handler", signature),
+				 errdetail("A handler is a function (job text, group_key text, keys %s, token bigint) that returns no set.",
+						   format_type_be(wanted[2])),
+				 errhint("Name a function with these arguments.")));
+	if (bbf_function_aclcheck(function, pair->owner, ACL_EXECUTE) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" may not execute %s", GetUserNameFromId(pair->owner, false), signature),
+				 errdetail("The handler is called as the owner of the tables."),
+				 errhint("Use GRANT EXECUTE ON FUNCTION %s TO %s.", signature,
+						 quote_identifier(GetUserNameFromId(pair->owner, false)))));
+	if (!bbf_shape_brings_search_path(function))
+		ereport(WARNING,
+				(errmsg("handler %s runs with search_path \"pg_catalog, pg_temp\"", signature),
+				 errdetail("What it names without a schema is not found."),
+				 errhint("Use ALTER FUNCTION %s SET search_path = ...", signature)));
+	ReleaseSysCache(tuple);
+	return signature;
+}
+
+/* The handler's name for a call; an error if it is gone. */
+static char *
+handler_name(const BbfJob *job, const BbfPair *pair)
+{
+	Oid			function = DatumGetObjectId(DirectFunctionCall1(to_regprocedure, CStringGetTextDatum(job->handler)));
+
+	if (!OidIsValid(function))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("handler %s of job \"%s\" does not exist", job->handler, job->name),
+				 errhint("Create it again, or use bgw_backfill.configure('%s', 'handler', ...).", job->name)));
+	return quote_qualified_identifier(get_namespace_name(get_func_namespace(function)), get_func_name(function));
+}
+
+static Datum
+key_array(const BbfHandout *handout)
+{
+	int16		typlen;
+	bool		typbyval;
+	char		typalign;
+	Oid			type = handout->pair->key_type;
+
+	get_typlenbyvalalign(type, &typlen, &typbyval, &typalign);
+	return PointerGetDatum(construct_array(handout->keys, handout->n, type, typlen, typbyval, typalign));
+}
+
+static void
+call(const BbfHandout *handout)
+{
+	const BbfJob *job = handout->job;
+	Oid			types[] = {TEXTOID, TEXTOID, get_array_type(handout->pair->key_type), INT8OID};
+	Datum		values[] = {CStringGetTextDatum(job->name),
+		handout->group ? CStringGetTextDatum(handout->group) : (Datum) 0,
+	key_array(handout), Int64GetDatum(handout->token)};
+
+	bbf_txn_sql(psprintf("SELECT %s($1, $2, $3, $4)", handler_name(job, handout->pair)),
+				4, types, values, handout->group ? NULL : " n  ", SPI_OK_SELECT);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Groups that wait after an error, and those that have had their call. */
+static List *
+groups_to_avoid(const Handoff *handoff)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(handoff->job_name)};
+	List	   *avoid = list_copy(handoff->called);
+	uint64		n = bbf_txn_catalog("SELECT group_key FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1"
+									" AND next_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()",
+									1, types, values, NULL, SPI_OK_SELECT);
+
+	for (uint64 i = 0; i < n; i++)
+		avoid = lappend(avoid, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
+	SPI_freetuptable(SPI_tuptable);
+	return avoid;
+}
+
+/* A group's call went well: it does not wait any more. */
+static void
+forget_wait(const char *job, const char *group)
+{
+	Oid			types[] = {TEXTOID, TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0};
+
+	bbf_txn_catalog(psprintf("DELETE FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND"
+							 " (group_key %s OR next_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp()"
+							 "  OPERATOR(pg_catalog.-) '1 day'::pg_catalog.interval))",
+							 group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
+					2, types, values, group ? NULL : " n", SPI_OK_DELETE);
+}
+
+/*
+ * The call for the group whose turn is next, in a transaction of its own.  False:
+ * there is none.
+ */
+static bool
+call_next(Handoff *handoff)
+{
+	BbfJob	   *job = bbf_job_begin(handoff->job_name);
+	BbfHandout	handout = {.job = job, .max_rows = 1};
+
+	if (job == NULL)
+		return false;
+	if (job->phase == BBF_PHASE_LIVE && !job->uninstall && !job->paused && job->handler)
+	{
+		bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
+		handout.pair = bbf_pair_load(job);
+		handout.avoid = groups_to_avoid(handoff);
+		if (bbf_handout_possible(&handout))
+		{
+			handout.only_group = true;
+			handout.group = handoff->group = handout.rows[0].group;
+			handout.max_rows = bbf_job_setting(job, BBF_HANDOFF_ROWS);
+			bbf_handout_claim(&handout, 1000 * (int64) bbf_job_setting(job, BBF_HANDOFF_LEASE));
+			handoff->called = lappend(handoff->called, handoff->group);
+		}
+		else
+			handout.n = 0;
+		if (handout.n > 0)
+		{
+			handoff->in_call = true;
+			call(&handout);
+			forget_wait(job->name, handoff->group);
+		}
+		bbf_txn_disarm();
+	}
+	else
+		handout.n = 0;
+	bbf_txn_commit();
+	handoff->in_call = false;
+	return handout.n > 0;
+}
+
+/* The handler has raised an error: its group waits.  Shown with the job, which goes on. */
+static void
+record_failure(const Handoff *handoff, const ErrorData *edata)
+{
+	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, FLOAT8OID};
+	Datum		values[4] = {CStringGetTextDatum(handoff->job_name),
+		handoff->group ? CStringGetTextDatum(handoff->group) : (Datum) 0};
+	char		nulls[] = {' ', handoff->group ? ' ' : 'n', ' ', ' ', '\0'};
+	BbfJob	   *job = bbf_job_begin(handoff->job_name);
+	char	   *message = psprintf("handler, group %s: %s", handoff->group ? handoff->group : "(null)", edata->message);
+
+	if (job == NULL)
+		return;
+	ereport(LOG,
+			(errmsg("job \"%s\": %s", job->name, message),
+			 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
+			 edata->context ? errcontext_msg("%s", edata->context) : 0));
+	values[2] = CStringGetTextDatum(message);
+	bbf_txn_catalog(psprintf("SELECT failures FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
+							 handoff->group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
+					2, types, values, nulls, SPI_OK_SELECT);
+	values[3] = Float8GetDatum(bbf_throttle_retry_delay(SPI_processed > 0 ?
+														atoi(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)) : 0) / 1000.0);
+	SPI_freetuptable(SPI_tuptable);
+	bbf_txn_catalog("INSERT INTO bgw_backfill.group_wait AS g (job, group_key, failures, next_at, last_error)"
+					" VALUES ($1, $2, 1, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $4), $3)"
+					" ON CONFLICT (job, group_key) DO UPDATE SET failures = g.failures OPERATOR(pg_catalog.+) 1,"
+					"  next_at = excluded.next_at, last_error = excluded.last_error",
+					4, types, values, nulls, SPI_OK_INSERT);
+	bbf_job_note_error(job->name, message);
+	bbf_txn_commit();
+}
+
+/* call_next(), and what to do about an error in the handler. */
+static bool
+guarded_call(Handoff *handoff)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool more = true;
+
+	PG_TRY();
+	{
+		more = call_next(handoff);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		if (!handoff->in_call)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		/* pause(), untrack() and the like; the server's statement timeout is the handler's own */
+		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !bbf_txn_timed_out())
+			PG_RE_THROW();
+		FlushErrorState();
+		handoff->in_call = false;
+		bbf_txn_abort();
+		MemoryContextSwitchTo(context);
+		record_failure(handoff, edata);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return more;
+}
+
+/* The calls after one pending scan: at most handoff_groups, each group once. */
+void
+bbf_handoff_run(const char *job_name)
+{
+	Handoff		handoff = {.job_name = job_name};
+	BbfJob	   *job = bbf_job_begin(job_name);
+	int			calls;
+
+	if (job == NULL)
+		return;
+	calls = bbf_job_setting(job, BBF_HANDOFF_GROUPS);
+	bbf_txn_commit();
+	for (int i = 0; i < calls; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (!guarded_call(&handoff))
+			break;
+	}
+}

@@ -1,0 +1,149 @@
+/*
+ * live.c
+ *		Phase live: what is due, and what follows a pending scan.
+ *
+ * After a scan come the prune of stale rows, the upkeep of what was handed out, a
+ * NOTIFY if there is something to hand out, and the calls of the handler.  Each is
+ * a number of small transactions, and bounded: the rest comes after the next scan.
+ */
+#include "postgres.h"
+
+#include "change.h"
+#include "commands/async.h"
+#include "handoff.h"
+#include "handout.h"
+#include "index.h"
+#include "live.h"
+#include "mode.h"
+#include "move.h"
+#include "outcome.h"
+#include "prune.h"
+#include "scan.h"
+#include "session.h"
+#include "txn.h"
+#include "upkeep.h"
+#include "utils/timestamp.h"
+#include "watermark.h"
+
+#define MOVE_RETRY_MS		500		/* while snapshots from before a move are held */
+#define BATCHES_AT_ONCE		50		/* of pruning, and of upkeep, after a scan */
+
+/* who listens hears of jobs that have something to hand out */
+#define CHANNEL "bgw_backfill"
+
+/* A batch of something, in the transaction that is open.  False: there is no more. */
+typedef bool (*LiveBatch) (BbfJob *job);
+
+static bool
+prune_batch(BbfJob *job)
+{
+	return bbf_mode_lookup(job->mode)->stale && bbf_prune_batch(job);
+}
+
+/* A few batches, as long as the job is there and live. */
+static void
+batches(const char *name, LiveBatch batch)
+{
+	for (int i = 0; i < BATCHES_AT_ONCE; i++)
+	{
+		BbfJob	   *job = bbf_job_begin(name);
+		bool		more;
+
+		if (job == NULL)
+			return;
+		more = job->phase == BBF_PHASE_LIVE && !job->uninstall && batch(job);
+		bbf_txn_commit();
+		if (!more)
+			return;
+	}
+}
+
+/*
+ * Wake whoever listens, if there is something to hand out.  Here and not in a
+ * trigger: a transaction that has sent a NOTIFY takes a lock on the whole database
+ * when it commits, held until its commit record is written, and the application's
+ * commits would stand in line one behind the other.
+ */
+static void
+notify(const char *name)
+{
+	BbfJob	   *job = bbf_job_begin(name);
+	BbfHandout	handout = {.job = job, .max_rows = 1};
+
+	if (job == NULL)
+		return;
+	bbf_txn_arm(bbf_job_setting(job, BBF_SCAN_TIMEOUT));
+	handout.pair = bbf_pair_load(job);
+	if (job->phase == BBF_PHASE_LIVE && !job->uninstall && bbf_handout_possible(&handout))
+		Async_Notify(CHANNEL, job->name);
+	bbf_txn_disarm();
+	bbf_txn_commit();
+}
+
+/* The pending scan, and all that follows it. */
+static void
+scan(BbfJob *job)
+{
+	bbf_outcome_in_scan(true);
+	bbf_scan_run(job);
+	bbf_job_clear_retries(job);
+	bbf_txn_commit();
+	bbf_outcome_in_scan(false);
+	batches(job->name, prune_batch);
+	batches(job->name, bbf_upkeep_claims);
+	batches(job->name, bbf_upkeep_attempts);
+	batches(job->name, bbf_upkeep_passed);
+	notify(job->name);
+	if (job->handler)
+		bbf_handoff_run(job->name);
+	job->scan_at = GetCurrentTimestamp();
+}
+
+/*
+ * One step, in the transaction that is open, which it commits: a change that was
+ * asked for, the index, the pass before a scan, the scan.  due: when the job is due
+ * again.  False: it is a sweep that is due; nothing was done or committed.
+ */
+bool
+bbf_live_step(BbfJob *job, TimestampTz *due, bool *scanned)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	*scanned = false;
+	*due = now;
+	if (job->successor_of)
+	{
+		bool		moved = bbf_move_finish(job);
+
+		bbf_txn_commit();
+		if (!moved)
+		{
+			bbf_outcome_wait(job->name, "older snapshots", MOVE_RETRY_MS);
+			*due = TimestampTzPlusMilliseconds(now, MOVE_RETRY_MS);
+		}
+		return true;
+	}
+	if (!bbf_index_is_there(job))
+		bbf_job_enter_phase(job, BBF_PHASE_INDEX);
+	else if (job->changing)
+		bbf_change_conditions(job);
+	else if (bbf_job_next_scan(job) <= now && bbf_watermark_is_due(job))
+	{
+		bbf_watermark_step(job);
+		bbf_job_clear_retries(job);
+		*due = 0;
+	}
+	else if (bbf_job_next_scan(job) <= now)
+	{
+		scan(job);
+		*scanned = true;
+		*due = bbf_job_next_due(job);
+		return true;
+	}
+	else if (bbf_job_sweep_is_due(job, now))
+		return false;
+	bbf_txn_commit();
+	if (*due == 0)
+		*due = bbf_job_next_due(job);
+	return true;
+}

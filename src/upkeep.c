@@ -1,0 +1,200 @@
+/*
+ * upkeep.c
+ *		Keeping what was handed out from growing, and from being forgotten.
+ *
+ * In small batches after each pending scan, by the worker alone:
+ *
+ *	claims		what is answered leaves them; leases that have ended count as
+ *				failures, whether somebody claims or not; what is empty goes
+ *	attempts	rows that are not pending any more (matched, deleted, not eligible)
+ *				go.  Locked first, then looked at with a snapshot taken after
+ *				that: a row may become pending, and fail again, meanwhile
+ *	passed		what became pending below the key up to which a group was passed,
+ *				and has no row among the attempts, is given one, due at once
+ *
+ * A row that somebody has locked is passed by: it comes with a later scan.
+ */
+#include "postgres.h"
+
+#include "attempt.h"
+#include "catalog/pg_type.h"
+#include "handout.h"
+#include "listed.h"
+#include "txn.h"
+#include "upkeep.h"
+#include "utils/builtins.h"
+
+#define ROWS_AT_ONCE	1000
+
+/* Where the next batch begins; NULL: at the start. */
+static void
+save_cursor(const BbfJob *job, const char *column, const char *cursor)
+{
+	Oid			types[] = {TEXTOID, TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job->name), cursor ? CStringGetTextDatum(cursor) : (Datum) 0};
+
+	bbf_txn_catalog(psprintf("UPDATE bgw_backfill.job_state SET %s = $2"
+							 " WHERE job OPERATOR(pg_catalog.=) $1 AND %s IS DISTINCT FROM $2", column, column),
+					2, types, values, cursor ? NULL : " n", SPI_OK_UPDATE);
+}
+
+/* One batch of claims.  False: all have been looked at. */
+bool
+bbf_upkeep_claims(BbfJob *job)
+{
+	BbfPair    *pair = bbf_pair_load(job);
+	int64	   *tokens;
+	int			n;
+	int			rows = 0;
+	int			i;
+
+	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
+	n = bbf_lease_open(job->name, job->claim_cursor, ROWS_AT_ONCE, &tokens);
+	for (i = 0; i < n && rows < ROWS_AT_ONCE; i++)
+	{
+		BbfClaim   *claim = bbf_lease_lock_claim(job->name, tokens[i], false);
+
+		if (claim)
+			bbf_handout_settle(job, pair, claim);
+		rows += claim ? claim->n : 0;
+	}
+	if (i == n && n < ROWS_AT_ONCE)
+		bbf_lease_forget_answered(job->name);
+	save_cursor(job, "claim_cursor", i == n && n < ROWS_AT_ONCE ? NULL : psprintf(INT64_FORMAT, tokens[i - 1]));
+	bbf_txn_disarm();
+	return i < n || n == ROWS_AT_ONCE;
+}
+
+static char *
+result_text(uint64 row, int column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+}
+
+/* One batch of the rows that came back.  False: the end is reached. */
+bool
+bbf_upkeep_attempts(BbfJob *job)
+{
+	BbfPair    *pair = bbf_pair_load(job);
+	Oid			types[] = {TEXTOID, TEXTOID, INT8OID};
+	Datum		values[] = {CStringGetTextDatum(job->name),
+		CStringGetTextDatum(job->attempt_cursor ? job->attempt_cursor : ""), Int64GetDatum(ROWS_AT_ONCE)};
+	char	  **keys;
+	Datum	   *typed;
+	bool	   *pending;
+	char	   *end = NULL;
+	int			gone = 0;
+	int			n;
+
+	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
+	n = (int) bbf_txn_catalog("SELECT a.key FROM bgw_backfill.attempt a WHERE a.job OPERATOR(pg_catalog.=) $1"
+							  " AND a.key OPERATOR(pg_catalog.>) $2 ORDER BY a.key LIMIT $3 FOR UPDATE SKIP LOCKED",
+							  3, types, values, NULL, SPI_OK_SELECT);
+	keys = palloc(sizeof(char *) * Max(n, 1));
+	typed = palloc(sizeof(Datum) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		keys[i] = result_text(i, 1);
+		typed[i] = bbf_pair_key_in(pair, keys[i]);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	if (n == ROWS_AT_ONCE)
+		end = keys[n - 1];
+	pending = bbf_handout_pending(job, pair, typed, n, false);
+	for (int i = 0; i < n; i++)
+	{
+		if (!pending[i])
+			keys[gone++] = keys[i];
+	}
+	if (gone > 0)
+		bbf_attempt_forget(job->name, keys, gone);
+	save_cursor(job, "attempt_cursor", end);
+	bbf_txn_disarm();
+	return end != NULL;
+}
+
+/* The rows that are neither in a claim nor have come back. */
+static int
+forgotten(const BbfJob *job, const char *group, char **keys, int n, BbfLeased *rows)
+{
+	BbfLeases  *leases = bbf_lease_read(job->name);
+	int32	   *attempts = palloc(sizeof(int32) * Max(n, 1));
+	BbfStanding *standing = bbf_attempt_find(job->name, keys, n, attempts);
+	int			found = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (standing[i] == BBF_FRESH && bbf_lease_find(leases, keys[i]) == NULL)
+			rows[found++] = (BbfLeased) {keys[i], unconstify(char *, group), 1};
+	}
+	return found;
+}
+
+/*
+ * Look at the next rows of a group, after looked_at, up to the passed key.  Returns
+ * how far it came, or NULL at the end; any: there were rows.
+ */
+static char *
+look_below(const BbfJob *job, const BbfPair *pair, const char *group, const char *looked_at, Datum upto, bool *any)
+{
+	BbfListed	listed;
+	BbfListedFrom from = group ? (looked_at ? BBF_LISTED_GROUP_AFTER : BBF_LISTED_GROUP) :
+		(looked_at ? BBF_LISTED_NULLS_AFTER : BBF_LISTED_NULLS);
+	char	  **keys = palloc(sizeof(char *) * ROWS_AT_ONCE);
+	BbfLeased  *rows = palloc(sizeof(BbfLeased) * ROWS_AT_ONCE);
+	int			n = 0;
+	uint64		read;
+
+	bbf_listed_begin(&listed, job, pair);
+	read = bbf_listed_read(&listed, from, group ? bbf_pair_group_in(pair, group) : (Datum) 0,
+						   looked_at ? bbf_pair_key_in(pair, looked_at) : (Datum) 0, ROWS_AT_ONCE);
+	for (uint64 r = 0; r < read; r++)
+	{
+		bool		isnull;
+		Datum		key = SPI_getbinval(SPI_tuptable->vals[r], SPI_tuptable->tupdesc, 1, &isnull);
+
+		if (bbf_pair_compare_keys(pair, key, upto) > 0)
+			break;
+		keys[n++] = bbf_pair_key_out(pair, key);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	bbf_listed_end(&listed);
+	bbf_attempt_remember(job->name, rows, forgotten(job, group, keys, n, rows));
+	*any = n > 0;
+	return n == ROWS_AT_ONCE ? keys[n - 1] : NULL;
+}
+
+/*
+ * One batch of one group that was passed: the one not looked at for longest.  False:
+ * all of them have been looked at since the scan before.
+ */
+bool
+bbf_upkeep_passed(BbfJob *job)
+{
+	BbfPair    *pair = bbf_pair_load(job);
+	char	   *group;
+	char	   *upto = NULL;
+	char	   *looked_at = NULL;
+	char	   *end;
+	Datum		highest = (Datum) 0;
+	ListCell   *lc;
+	bool		any;
+
+	if (!bbf_attempt_next_passed(job->name, bbf_job_setting(job, BBF_SCAN_INTERVAL) / 2.0, &group, &looked_at))
+		return false;
+	foreach(lc, bbf_attempt_passed(job->name, group))
+	{
+		Datum		key = bbf_pair_key_in(pair, lfirst(lc));
+
+		if (upto == NULL || bbf_pair_compare_keys(pair, key, highest) > 0)
+		{
+			upto = lfirst(lc);
+			highest = key;
+		}
+	}
+	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
+	end = look_below(job, pair, group, looked_at, highest, &any);
+	bbf_attempt_looked_below(job->name, group, any || looked_at ? upto : NULL, end);
+	bbf_txn_disarm();
+	return true;
+}

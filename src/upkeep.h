@@ -1,0 +1,14 @@
+/*
+ * upkeep.h
+ *		Keeping what was handed out from growing, and from being forgotten.
+ */
+#ifndef BBF_UPKEEP_H
+#define BBF_UPKEEP_H
+
+#include "job.h"
+
+extern bool bbf_upkeep_claims(BbfJob *job);
+extern bool bbf_upkeep_attempts(BbfJob *job);
+extern bool bbf_upkeep_passed(BbfJob *job);
+
+#endif							/* BBF_UPKEEP_H */
