@@ -172,6 +172,15 @@ COMMENT ON COLUMN bgw_backfill.claim.keys IS 'what was not seen answered yet, as
 COMMENT ON COLUMN bgw_backfill.claim.last_group IS 'the group that had the last turn; the next claim goes on after it';
 COMMENT ON COLUMN bgw_backfill.claim.stale_pruned IS 'rows that it took out of the table of pending keys; added to the job''s when it is forgotten';
 
+CREATE TABLE bgw_backfill.answered (
+	job				text COLLATE "C" NOT NULL,
+	key				text COLLATE "C" NOT NULL,
+	token			bigint NOT NULL,
+	noted_at		timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX answered_job ON bgw_backfill.answered (job);
+COMMENT ON TABLE bgw_backfill.answered IS 'claimed rows whose target row has come, and is gone again: claims with a lower token do not hold them any more';
+
 CREATE TABLE bgw_backfill.attempt (
 	job				text COLLATE "C" NOT NULL,
 	key				text COLLATE "C" NOT NULL,
@@ -200,6 +209,15 @@ CREATE INDEX passed_group ON bgw_backfill.passed (job, group_key);
 COMMENT ON TABLE bgw_backfill.passed IS 'where a claim may begin in a group: what is pending up to that key has been handed out before';
 COMMENT ON COLUMN bgw_backfill.passed.looked_at IS 'how far the worker has looked for rows that became pending below that key';
 
+CREATE TABLE bgw_backfill.stretch (
+	job				text COLLATE "C" NOT NULL,
+	after_group		text,
+	upto_group		text NOT NULL,
+	until			timestamptz NOT NULL
+);
+CREATE INDEX stretch_job ON bgw_backfill.stretch (job, until);
+COMMENT ON TABLE bgw_backfill.stretch IS 'groups one after the other of which nothing can be handed out; stepped over for a while';
+
 CREATE TABLE bgw_backfill.group_wait (
 	job				text COLLATE "C" NOT NULL,
 	group_key		text COLLATE "C",
@@ -211,8 +229,8 @@ CREATE TABLE bgw_backfill.group_wait (
 COMMENT ON TABLE bgw_backfill.group_wait IS 'groups whose last call of the handler failed';
 
 REVOKE ALL ON bgw_backfill.job, bgw_backfill.job_state, bgw_backfill.job_skipped,
-	bgw_backfill.pending_group, bgw_backfill.claim, bgw_backfill.attempt, bgw_backfill.passed,
-	bgw_backfill.group_wait FROM PUBLIC;
+	bgw_backfill.pending_group, bgw_backfill.claim, bgw_backfill.answered, bgw_backfill.attempt, bgw_backfill.passed,
+	bgw_backfill.stretch, bgw_backfill.group_wait FROM PUBLIC;
 REVOKE ALL ON SEQUENCE bgw_backfill.claim_token FROM PUBLIC;
 
 -- Jobs go into a dump; a restored one is held until somebody resumes it.

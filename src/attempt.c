@@ -240,7 +240,10 @@ bbf_attempt_passed(const char *job, const char *group)
 	return keys;
 }
 
-/* All that is pending in a group up to a key has been handed out before. */
+/*
+ * All that is pending in a group up to a key, which is beyond all that were noted, has
+ * been handed out before.
+ */
 void
 bbf_attempt_pass(const char *job, const char *group, const char *key)
 {
@@ -248,7 +251,12 @@ bbf_attempt_pass(const char *job, const char *group, const char *key)
 	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0,
 	CStringGetTextDatum(key)};
 
-	bbf_txn_catalog("INSERT INTO bgw_backfill.passed (job, group_key, key) VALUES ($1, $2, $3)",
+	bbf_txn_catalog(psprintf("WITH gone AS (DELETE FROM bgw_backfill.passed WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+							 "  SELECT p.ctid FROM bgw_backfill.passed p WHERE p.job OPERATOR(pg_catalog.=) $1 AND p.group_key %s"
+							 "  FOR UPDATE SKIP LOCKED)) RETURNING looked_on)"
+							 " INSERT INTO bgw_backfill.passed (job, group_key, key, looked_on) SELECT $1, $2, $3,"
+							 "  coalesce((SELECT pg_catalog.min(g.looked_on) FROM gone g), pg_catalog.clock_timestamp())",
+							 group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
 					3, types, values, group ? NULL : " n ", SPI_OK_INSERT);
 }
 

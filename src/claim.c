@@ -32,6 +32,7 @@
 #include "utils/lsyscache.h"
 #include "utils/rls.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 PG_FUNCTION_INFO_V1(bgw_backfill_claim);
 PG_FUNCTION_INFO_V1(bgw_backfill_fail);

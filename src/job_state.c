@@ -393,8 +393,8 @@ bbf_job_restart_fill(const char *name)
 void
 bbf_job_delete(const char *name)
 {
-	static const char *const tables[] = {"pending_group", "job_skipped", "claim", "attempt", "passed",
-	"group_wait", "job_state", "job"};
+	static const char *const tables[] = {"pending_group", "job_skipped", "claim", "answered", "attempt", "passed",
+	"stretch", 	"group_wait", "job_state", "job"};
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(name)};
 

@@ -30,6 +30,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "answered.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
@@ -176,7 +177,7 @@ claim_of(HeapTuple tuple, TupleDesc desc)
 }
 
 static void
-add_claim(BbfLeases *leases, const BbfClaim *claim, int *allocated, TimestampTz now)
+add_claim(BbfLeases *leases, const BbfClaim *claim, int *allocated)
 {
 	if (leases->nclaims == *allocated)
 	{
@@ -184,6 +185,12 @@ add_claim(BbfLeases *leases, const BbfClaim *claim, int *allocated, TimestampTz 
 		leases->claims = repalloc(leases->claims, sizeof(BbfClaim) * *allocated);
 	}
 	leases->claims[leases->nclaims++] = *claim;
+}
+
+/* Note what a claim holds. */
+static void
+take_claim(BbfLeases *leases, const BbfClaim *claim, TimestampTz now)
+{
 	for (int i = 0; i < claim->n; i++)
 	{
 		BbfTaken   *taken;
@@ -200,7 +207,7 @@ add_claim(BbfLeases *leases, const BbfClaim *claim, int *allocated, TimestampTz 
 
 /* The open claims that are committed, and that are not among those read already. */
 static void
-add_committed(BbfLeases *leases, const char *job, int *allocated, TimestampTz now)
+add_committed(BbfLeases *leases, const char *job, int *allocated)
 {
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job)};
@@ -219,9 +226,28 @@ add_committed(BbfLeases *leases, const char *job, int *allocated, TimestampTz no
 			is_known = leases->claims[i].token == claim.token && leases->claims[i].n == claim.n &&
 				leases->claims[i].expires_at == claim.expires_at;
 		if (!is_known)
-			add_claim(leases, &claim, allocated, now);
+			add_claim(leases, &claim, allocated);
 	}
 	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Is anything handed out of a job?  Of what is not committed nobody need know. */
+bool
+bbf_lease_any(const char *job)
+{
+	Relation	rel = table_open(relation("claim"), AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ScanKeyData key;
+	SysScanDesc scan;
+	bool		any;
+
+	ScanKeyInit(&key, SPI_fnumber(RelationGetDescr(rel), "job"), BTEqualStrategyNumber, F_TEXTEQ, CStringGetTextDatum(job));
+	scan = systable_beginscan(rel, relation("claim_open"), true, snapshot, 1, &key);
+	any = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+	return any;
 }
 
 /*
@@ -267,7 +293,7 @@ bbf_lease_read(const char *job)
 		Datum		last_group;
 
 		claim.committed = !TransactionIdIsValid(dirty.xmin);
-		add_claim(leases, &claim, &allocated, now);
+		add_claim(leases, &claim, &allocated);
 		last_group = attribute(tuple, desc, "last_group");
 		if (claim.token > newest)
 		{
@@ -277,7 +303,11 @@ bbf_lease_read(const char *job)
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	add_committed(leases, job, &allocated, now);
+	add_committed(leases, job, &allocated);
+	if (leases->nclaims > 0)
+		bbf_answered_drop(job, leases->claims, leases->nclaims);
+	for (int i = 0; i < leases->nclaims; i++)
+		take_claim(leases, &leases->claims[i], now);
 	return leases;
 }
 
@@ -367,6 +397,8 @@ bbf_lease_lock_claim(const char *job, int64 token, bool expired)
 		claim->committed = true;
 	}
 	SPI_freetuptable(SPI_tuptable);
+	if (claim)
+		bbf_answered_drop(job, claim, 1);
 	return claim;
 }
 

@@ -47,6 +47,7 @@ typedef struct BbfLeases
 
 extern void bbf_lease_lock(const char *job);
 extern void bbf_lease_unlock(const char *job);
+extern bool bbf_lease_any(const char *job);
 extern BbfLeases *bbf_lease_read(const char *job);
 extern bool bbf_lease_take(BbfLeases *leases, char *key, bool committed);
 extern Datum bbf_lease_taken(const BbfLeases *leases);

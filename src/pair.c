@@ -409,6 +409,15 @@ bbf_pair_same_group(const BbfPair *pair, Datum a, Datum b)
 	return DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, pair->group_collation, a, b));
 }
 
+/* The order of two groups, as the index has it. */
+int
+bbf_pair_compare_groups(const BbfPair *pair, Datum a, Datum b)
+{
+	TypeCacheEntry *type = lookup_type_cache(pair->group_type, TYPECACHE_CMP_PROC_FINFO);
+
+	return DatumGetInt32(FunctionCall2Coll(&type->cmp_proc_finfo, pair->group_collation, a, b));
+}
+
 /* The order of two source keys, as the index on the source key has it. */
 int
 bbf_pair_compare_keys(const BbfPair *pair, Datum a, Datum b)

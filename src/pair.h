@@ -55,6 +55,7 @@ extern char *bbf_pair_key_out(const BbfPair *pair, Datum key);
 extern Datum bbf_pair_group_in(const BbfPair *pair, const char *text);
 extern char *bbf_pair_group_out(const BbfPair *pair, Datum group);
 extern bool bbf_pair_same_group(const BbfPair *pair, Datum a, Datum b);
+extern int	bbf_pair_compare_groups(const BbfPair *pair, Datum a, Datum b);
 extern int	bbf_pair_compare_keys(const BbfPair *pair, Datum a, Datum b);
 extern char *bbf_pair_match(const BbfPair *pair, const char *source_alias);
 

@@ -38,6 +38,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "answered.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "enqueue.h"
@@ -49,6 +50,8 @@
 #include "session.h"
 #include "txn.h"
 #include "utils/array.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "wake.h"
 
@@ -201,6 +204,27 @@ settle_some(const char *job, const BbfServed *served, BbfEvent event, Datum *key
 	}
 }
 
+/* Claims on these rows may have been answered, by what is gone now: see answered.c. */
+static void
+note_answered(const char *job, const BbfKeySet *set, const BbfKeyColumn *column)
+{
+	int			nestlevel;
+	Oid			output;
+	bool		isvarlena;
+	char	  **texts;
+
+	if (!bbf_lease_any(job))
+		return;
+	nestlevel = NewGUCNestLevel();
+	bbf_session_pin_keys();
+	getTypeOutputInfo(column->type, &output, &isvarlena);
+	texts = palloc(sizeof(char *) * set->n);
+	for (int i = 0; i < set->n; i++)
+		texts[i] = OidOutputFunctionCall(output, set->keys[i]);
+	bbf_answered_note(job, texts, set->n);
+	bbf_session_unpin(nestlevel);
+}
+
 /* Settle a set of keys, in key order. */
 static void
 settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
@@ -214,6 +238,8 @@ settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
 	bbf_keyset_sort(set, column);
 	bbf_served_become(served->owner, &save_userid, &save_context);
 	SPI_connect();
+	if (event == BBF_TARGET_CHANGE)
+		note_answered(job, set, column);
 	for (int i = 0; i < set->n; i += KEYS_AT_ONCE)
 		settle_some(job, served, event, set->keys + i, Min(KEYS_AT_ONCE, set->n - i));
 	SPI_finish();

@@ -16,10 +16,12 @@
  */
 #include "postgres.h"
 
+#include "answered.h"
 #include "attempt.h"
 #include "catalog/pg_type.h"
 #include "handout.h"
 #include "listed.h"
+#include "turn.h"
 #include "txn.h"
 #include "upkeep.h"
 #include "utils/builtins.h"
@@ -59,7 +61,11 @@ bbf_upkeep_claims(BbfJob *job)
 		rows += claim ? claim->n : 0;
 	}
 	if (i == n && n < ROWS_AT_ONCE)
+	{
 		bbf_lease_forget_answered(job->name);
+		bbf_answered_forget(job->name);
+		bbf_turn_forget_stretches(job->name);
+	}
 	save_cursor(job, "claim_cursor", i == n && n < ROWS_AT_ONCE ? NULL : psprintf(INT64_FORMAT, tokens[i - 1]));
 	bbf_txn_disarm();
 	return i < n || n == ROWS_AT_ONCE;
