@@ -79,7 +79,7 @@ bbf_answered_drop(const char *job, BbfClaim *claims, int nclaims)
 {
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job)};
-	uint64		n = bbf_txn_catalog("SELECT key, token FROM bgw_backfill.answered WHERE job OPERATOR(pg_catalog.=) $1",
+	uint64		n = bbf_txn_catalog_kept("SELECT key, token FROM bgw_backfill.answered WHERE job OPERATOR(pg_catalog.=) $1",
 									1, types, values, NULL, SPI_OK_SELECT);
 
 	for (uint64 r = 0; r < n; r++)

@@ -155,7 +155,7 @@ bbf_job_load(const char *name)
 	Datum		values[] = {CStringGetTextDatum(name)};
 	BbfJob	   *job;
 
-	if (bbf_txn_catalog("SELECT j.*, s.*, pg_catalog.array_to_string(j.settings, ',') AS settings_text,"
+	if (bbf_txn_catalog_kept("SELECT j.*, s.*, pg_catalog.array_to_string(j.settings, ',') AS settings_text,"
 						" EXISTS (SELECT FROM bgw_backfill.job_skipped k"
 						"  WHERE k.job OPERATOR(pg_catalog.=) j.job) AS has_skipped"
 						" FROM bgw_backfill.job j"

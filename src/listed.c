@@ -16,10 +16,10 @@
 #include "miscadmin.h"
 #include "served.h"
 #include "session.h"
+#include "txn.h"
 #include "utils/array.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/snapmgr.h"
 
 /* Become the owner, and pin the settings; until bbf_listed_end(), or an error. */
 void
@@ -41,35 +41,6 @@ bbf_listed_end(BbfListed *listed)
 {
 	bbf_session_unpin(listed->nestlevel);
 	SetUserIdAndSecContext(listed->save_userid, listed->save_context);
-}
-
-/*
- * A statement planned once for all its parameters: by an index, whatever they are.
- * The caller's memory context stays the current one, as in bbf_txn_sql().
- */
-static SPIPlanPtr
-prepare(const char *sql, int nargs, Oid *types)
-{
-	MemoryContext context = CurrentMemoryContext;
-	SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
-
-	MemoryContextSwitchTo(context);
-	if (plan == NULL)
-		elog(ERROR, "SPI_prepare_cursor returned %s for \"%s\"", SPI_result_code_string(SPI_result), sql);
-	return plan;
-}
-
-static uint64
-run(SPIPlanPtr plan, Datum *values, const char *nulls, int expected)
-{
-	MemoryContext context = CurrentMemoryContext;
-	int			rc = SPI_execute_snapshot(plan, values, nulls, GetLatestSnapshot(), InvalidSnapshot,
-										  false, true, 0);
-
-	MemoryContextSwitchTo(context);
-	if (rc != expected)
-		elog(ERROR, "SPI_execute_snapshot returned %s", SPI_result_code_string(rc));
-	return SPI_processed;
 }
 
 /* The statement of a look: $1 the limit, $2 the group, $3 the key. */
@@ -118,9 +89,9 @@ bbf_listed_read(BbfListed *listed, BbfListedFrom from, Datum group, Datum key, i
 	bool		with_key = from == BBF_LISTED_GROUP_AFTER || from == BBF_LISTED_NULLS_AFTER;
 	char		nulls[] = {' ', with_group ? ' ' : 'n', with_key ? ' ' : 'n', '\0'};
 
-	if (listed->plans[from] == NULL)
-		listed->plans[from] = prepare(look(listed, from), 3, types);
-	return run(listed->plans[from], values, nulls, SPI_OK_SELECT);
+	if (listed->looks[from] == NULL)
+		listed->looks[from] = look(listed, from);
+	return bbf_txn_sql_latest(listed->looks[from], 3, types, values, nulls, SPI_OK_SELECT, true);
 }
 
 static Datum
@@ -164,7 +135,7 @@ bbf_listed_among(BbfListed *listed, const Datum *keys, int n, bool only_matches)
 						 mode->queue_from(listed->job, pair), pair->source_key,
 						 pair->key_op[BTEqualStrategyNumber], pair->source_key);
 	values[0] = key_array(pair, keys, n);
-	found = run(prepare(sql.data, 1, types), values, NULL, SPI_OK_SELECT);
+	found = bbf_txn_sql_latest(sql.data, 1, types, values, NULL, SPI_OK_SELECT, true);
 	for (uint64 r = 0; r < found; r++)
 	{
 		bool		isnull;
@@ -194,13 +165,13 @@ bbf_listed_prune(BbfListed *listed, const Datum *keys, int n)
 		return 0;
 	table = listed->mode->table(listed->job, pair);
 	values[0] = key_array(pair, keys, n);
-	run(prepare(psprintf("SELECT pg_catalog.array_agg(x.ctid) FROM (SELECT d.ctid FROM ONLY %s d WHERE d.%s %s ANY ($1)"
-						 " FOR UPDATE SKIP LOCKED) x", table, pair->source_key, pair->key_op[BTEqualStrategyNumber]),
-				1, types), values, NULL, SPI_OK_SELECT);
+	bbf_txn_sql_latest(psprintf("SELECT pg_catalog.array_agg(x.ctid) FROM (SELECT d.ctid FROM ONLY %s d WHERE d.%s %s ANY ($1)"
+								" FOR UPDATE SKIP LOCKED) x", table, pair->source_key, pair->key_op[BTEqualStrategyNumber]),
+					   1, types, values, NULL, SPI_OK_SELECT, true);
 	values[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	if (isnull)
 		return 0;
-	return (int64) run(prepare(psprintf("DELETE FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=) ANY ($1) AND %s",
-										table, listed->mode->stale(listed->job, pair)), 1, places),
-					   values, NULL, SPI_OK_DELETE);
+	return (int64) bbf_txn_sql_latest(psprintf("DELETE FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=) ANY ($1) AND %s",
+											   table, listed->mode->stale(listed->job, pair)),
+									  1, places, values, NULL, SPI_OK_DELETE, true);
 }

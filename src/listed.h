@@ -20,13 +20,13 @@ typedef enum BbfListedFrom
 	BBF_LISTED_KINDS
 } BbfListedFrom;
 
-/* the statements of one call, prepared when first needed */
+/* what the statements of one call share */
 typedef struct BbfListed
 {
 	const BbfJob *job;
 	const BbfPair *pair;
 	const BbfMode *mode;
-	SPIPlanPtr	plans[BBF_LISTED_KINDS];
+	char	   *looks[BBF_LISTED_KINDS];	/* SQL, written when first needed */
 	Oid			save_userid;
 	int			save_context;
 	int			nestlevel;

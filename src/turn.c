@@ -61,7 +61,7 @@ read_stretches(BbfTurn *turn)
 	const BbfPair *pair = turn->handout->pair;
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(turn->handout->job->name)};
-	uint64		n = bbf_txn_catalog("SELECT after_group, upto_group FROM bgw_backfill.stretch"
+	uint64		n = bbf_txn_catalog_kept("SELECT after_group, upto_group FROM bgw_backfill.stretch"
 									" WHERE job OPERATOR(pg_catalog.=) $1"
 									" AND until OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()",
 									1, types, values, NULL, SPI_OK_SELECT);

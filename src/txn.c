@@ -51,11 +51,12 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
-#define MAX_KEPT 24				/* plans of statements */
+#define MAX_KEPT 48				/* plans of statements */
 
 static TimestampTz armed_until = 0;
 static MemoryContext caller_context = NULL; /* current before and after */
 static int	commit_timeout = 0; /* the last limit of this transaction */
+static int	executing = 0;		/* kept plans */
 
 /* OID of the extension in this database, or InvalidOid. */
 Oid
@@ -306,12 +307,14 @@ bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
 }
 
 /*
- * The plan of a statement that a worker runs in batch after batch, NULL if there
- * cannot be one.  Kept for as long as the process lives, the least used go first;
- * the server makes it anew when a table changes, or when what a name means does.
+ * The plan of a statement that is run again and again, NULL if there cannot be one.
+ * Kept for as long as the process lives, the least used go first; the server makes
+ * it anew when a table changes, or when what a name means does.  None goes while one
+ * is being executed: a statement of a trigger's must not push out the plan that
+ * fires it.  options: as SPI_prepare_cursor() takes them.
  */
 static SPIPlanPtr
-kept_plan(const char *sql, int nargs, Oid *types)
+kept_plan(const char *sql, int nargs, Oid *types, int options)
 {
 	static struct
 	{
@@ -332,7 +335,9 @@ kept_plan(const char *sql, int nargs, Oid *types)
 		found = kept[--i];
 	else
 	{
-		found.plan = SPI_prepare(sql, nargs, types);
+		if (i == MAX_KEPT && executing > 0)
+			return NULL;
+		found.plan = SPI_prepare_cursor(sql, nargs, types, options);
 		if (found.plan == NULL || SPI_keepplan(found.plan) != 0)
 			return NULL;
 		found.sql = MemoryContextStrdup(TopMemoryContext, sql);
@@ -349,36 +354,48 @@ kept_plan(const char *sql, int nargs, Oid *types)
 }
 
 /*
- * The same for a statement that is run again and again, in a worker: it is parsed
- * once, and planned for its parameters only where a plan for any would cost more.
+ * Execute a statement by its kept plan, with a snapshot (InvalidSnapshot: as SPI takes
+ * one).  False: it has none.
  */
-uint64
-bbf_txn_sql_kept(const char *sql, int nargs, Oid *types, Datum *values,
-				 const char *nulls, int expected)
+static bool
+execute_kept(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
+			 int expected, int options, Snapshot snapshot)
 {
-	static bool running = false;
 	MemoryContext context = CurrentMemoryContext;
-	SPIPlanPtr	plan;
+	SPIPlanPtr	plan = kept_plan(sql, nargs, types, options);
 	int			rc;
 
-	/* a statement of a trigger's must not push out the plan that fires it */
-	plan = MyBackendType == B_BG_WORKER && !running ? kept_plan(sql, nargs, types) : NULL;
 	MemoryContextSwitchTo(context);
 	if (plan == NULL)
-		return bbf_txn_sql(sql, nargs, types, values, nulls, expected);
-	running = true;
+		return false;
+	executing++;
 	PG_TRY();
 	{
-		rc = SPI_execute_plan(plan, values, nulls, false, 0);
+		rc = snapshot == InvalidSnapshot ? SPI_execute_plan(plan, values, nulls, false, 0) :
+			SPI_execute_snapshot(plan, values, nulls, snapshot, InvalidSnapshot, false, true, 0);
 	}
 	PG_FINALLY();
 	{
-		running = false;
+		executing--;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	if (rc != expected)
 		elog(ERROR, "SPI returned %s for \"%s\"", SPI_result_code_string(rc), sql);
+	return true;
+}
+
+/*
+ * The same as bbf_txn_sql() for a statement that is run again and again: it is
+ * parsed once, and planned for its parameters only where a plan for any would cost
+ * more.
+ */
+uint64
+bbf_txn_sql_kept(const char *sql, int nargs, Oid *types, Datum *values,
+				 const char *nulls, int expected)
+{
+	if (!execute_kept(sql, nargs, types, values, nulls, expected, 0, InvalidSnapshot))
+		return bbf_txn_sql(sql, nargs, types, values, nulls, expected);
 	return SPI_processed;
 }
 
@@ -390,20 +407,24 @@ bbf_txn_ddl(const char *sql)
 }
 
 /*
- * The same with a snapshot of now, in a transaction that keeps an old one: a
- * job's row is read as it is, not as it was (R8).
+ * The same with a snapshot of now, in a transaction that may keep an old one: a row is
+ * read as it is, not as it was (R8).  It is planned once for all its parameters if
+ * it is kept.
  */
-static uint64
-sql_latest(const char *sql, int nargs, Oid *types, Datum *values,
-		   const char *nulls, int expected)
+uint64
+bbf_txn_sql_latest(const char *sql, int nargs, Oid *types, Datum *values,
+				   const char *nulls, int expected, bool keep)
 {
 	MemoryContext context = CurrentMemoryContext;
-	SPIPlanPtr	plan = SPI_prepare(sql, nargs, types);
+	SPIPlanPtr	plan;
 	uint64		processed;
 	int			rc;
 
+	if (keep && execute_kept(sql, nargs, types, values, nulls, expected, CURSOR_OPT_GENERIC_PLAN, GetLatestSnapshot()))
+		return SPI_processed;
+	plan = SPI_prepare_cursor(sql, nargs, types, keep ? CURSOR_OPT_GENERIC_PLAN : 0);
 	if (plan == NULL)
-		elog(ERROR, "SPI_prepare returned %s for \"%s\"", SPI_result_code_string(SPI_result), sql);
+		elog(ERROR, "SPI_prepare_cursor returned %s for \"%s\"", SPI_result_code_string(SPI_result), sql);
 	rc = SPI_execute_snapshot(plan, values, nulls, GetLatestSnapshot(), InvalidSnapshot,
 							  false, true, 0);
 	if (rc != expected)
@@ -414,13 +435,10 @@ sql_latest(const char *sql, int nargs, Oid *types, Datum *values,
 	return processed;
 }
 
-/*
- * Run a statement on the extension's own tables, as their owner.  Parameters
- * are of built-in types.  On error the abort brings the user id back.
- */
-uint64
-bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
-				const char *nulls, int expected)
+/* Run a statement on the extension's own tables, as their owner; keep: its plan. */
+static uint64
+catalog(const char *sql, int nargs, Oid *types, Datum *values,
+		const char *nulls, int expected, bool keep)
 {
 	Oid			owner = bbf_txn_extension_owner();
 	Oid			save_userid;
@@ -433,10 +451,32 @@ bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
 						   SECURITY_RESTRICTED_OPERATION);
 	nestlevel = bbf_session_pin();
 	if (IsolationUsesXactSnapshot())
-		processed = sql_latest(sql, nargs, types, values, nulls, expected);
-	else
+		processed = bbf_txn_sql_latest(sql, nargs, types, values, nulls, expected, false);
+	else if (keep)
 		processed = bbf_txn_sql_kept(sql, nargs, types, values, nulls, expected);
+	else
+		processed = bbf_txn_sql(sql, nargs, types, values, nulls, expected);
 	bbf_session_unpin(nestlevel);
 	SetUserIdAndSecContext(save_userid, save_context);
 	return processed;
+}
+
+/*
+ * Run a statement on the extension's own tables, as their owner.  Parameters
+ * are of built-in types.  On error the abort brings the user id back.  A worker
+ * keeps the plan.
+ */
+uint64
+bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
+				const char *nulls, int expected)
+{
+	return catalog(sql, nargs, types, values, nulls, expected, MyBackendType == B_BG_WORKER);
+}
+
+/* The same for a statement that a consumer runs again and again in his session. */
+uint64
+bbf_txn_catalog_kept(const char *sql, int nargs, Oid *types, Datum *values,
+					 const char *nulls, int expected)
+{
+	return catalog(sql, nargs, types, values, nulls, expected, true);
 }

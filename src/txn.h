@@ -31,8 +31,12 @@ extern uint64 bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
 						  const char *nulls, int expected);
 extern uint64 bbf_txn_sql_kept(const char *sql, int nargs, Oid *types, Datum *values,
 							   const char *nulls, int expected);
+extern uint64 bbf_txn_sql_latest(const char *sql, int nargs, Oid *types, Datum *values,
+								 const char *nulls, int expected, bool keep);
 extern void bbf_txn_ddl(const char *sql);
 extern uint64 bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
 							  const char *nulls, int expected);
+extern uint64 bbf_txn_catalog_kept(const char *sql, int nargs, Oid *types, Datum *values,
+								   const char *nulls, int expected);
 
 #endif							/* BBF_TXN_H */
