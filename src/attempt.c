@@ -143,7 +143,10 @@ bbf_attempt_returned(const char *job, const BbfLeased *rows, int n)
 	came_back(job, rows, n, attempts, delays, NULL, PG_INT32_MAX);
 }
 
-/* These rows are pending, and nobody knows of them: they are due.  What is known stays as it is. */
+/*
+ * These rows of a group are pending and not handed out: those that nobody knows of are
+ * due.  What is known stays as it is, but that it may have come from another group.
+ */
 void
 bbf_attempt_remember(const char *job, const BbfLeased *rows, int n)
 {
@@ -163,6 +166,10 @@ bbf_attempt_remember(const char *job, const BbfLeased *rows, int n)
 					" SELECT $1, u.k, $3, 0, pg_catalog.clock_timestamp() FROM pg_catalog.unnest($2) u (k)"
 					" ON CONFLICT DO NOTHING",
 					3, types, values, group ? NULL : "  n", SPI_OK_INSERT);
+	bbf_txn_catalog_kept("UPDATE bgw_backfill.attempt SET group_key = $3 WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+						 "SELECT a.ctid FROM bgw_backfill.attempt a WHERE a.job OPERATOR(pg_catalog.=) $1"
+						 " AND a.key OPERATOR(pg_catalog.=) ANY ($2) AND a.group_key IS DISTINCT FROM $3 FOR UPDATE SKIP LOCKED))",
+						 3, types, values, group ? NULL : "  n", SPI_OK_UPDATE);
 }
 
 /*
@@ -297,9 +304,11 @@ bbf_attempt_looked_below(const char *job, const char *group, const char *key, co
 		key ? CStringGetTextDatum(key) : (Datum) 0, looked_at ? CStringGetTextDatum(looked_at) : (Datum) 0};
 	char		nulls[] = {' ', group ? ' ' : 'n', key ? ' ' : 'n', looked_at ? ' ' : 'n', '\0'};
 
-	bbf_txn_catalog_kept(psprintf("DELETE FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
-							 group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
-					2, types, values, nulls, SPI_OK_DELETE);
+	bbf_txn_catalog_kept(psprintf("DELETE FROM bgw_backfill.passed WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+								  "SELECT p.ctid FROM bgw_backfill.passed p WHERE p.job OPERATOR(pg_catalog.=) $1 AND p.group_key %s"
+								  " FOR UPDATE SKIP LOCKED))",
+								  group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
+						 2, types, values, nulls, SPI_OK_DELETE);
 	if (key)
 		bbf_txn_catalog_kept("INSERT INTO bgw_backfill.passed (job, group_key, key, looked_at) VALUES ($1, $2, $3, $4)",
 						4, types, values, nulls, SPI_OK_INSERT);

@@ -84,9 +84,14 @@ bbf_handoff_check(Oid function, const BbfPair *pair)
 static char *
 handler_name(const BbfJob *job, const BbfPair *pair)
 {
-	Oid			function = DatumGetObjectId(DirectFunctionCall1(to_regprocedure, CStringGetTextDatum(job->handler)));
+	LOCAL_FCINFO(fcinfo, 1);
+	Oid			function;
 
-	if (!OidIsValid(function))
+	InitFunctionCallInfoData(*fcinfo, NULL, 1, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = CStringGetTextDatum(job->handler);
+	fcinfo->args[0].isnull = false;
+	function = DatumGetObjectId(to_regprocedure(fcinfo));
+	if (fcinfo->isnull || !OidIsValid(function))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("handler %s of job \"%s\" does not exist", job->handler, job->name),

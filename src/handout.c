@@ -63,7 +63,10 @@ bbf_handout_settle(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim
 		bbf_lease_keep(claim, expired ? NULL : pending);
 }
 
-/* Settle the leases that have ended.  What somebody else is at is his. */
+/*
+ * Settle the leases that have ended.  What somebody else is at is his, and counts: he
+ * may be about to extend it.
+ */
 static void
 expire(BbfHandout *handout, BbfLeases *leases)
 {
@@ -73,9 +76,16 @@ expire(BbfHandout *handout, BbfLeases *leases)
 	{
 		BbfClaim   *claim;
 
-		if (leases->claims[i].expires_at > now || !leases->claims[i].committed ||
-			(claim = bbf_lease_lock_claim(handout->job->name, leases->claims[i].token, true)) == NULL)
+		if (leases->claims[i].expires_at > now)
 			continue;
+		claim = leases->claims[i].committed ?
+			bbf_lease_lock_claim(handout->job->name, leases->claims[i].token, true) : NULL;
+		if (claim == NULL)
+		{
+			for (int k = 0; k < leases->claims[i].n; k++)
+				bbf_lease_count(leases, leases->claims[i].rows[k].key, true);
+			continue;
+		}
 		for (int k = 0; k < claim->n; k++)
 			hash_search(leases->taken, &claim->rows[k].key, HASH_REMOVE, NULL);
 		bbf_handout_settle(handout->job, handout->pair, claim);
@@ -110,8 +120,11 @@ make_room(BbfHandout *handout, BbfLeases *leases, int64 want)
 		pending = bbf_handout_pending(handout->job, handout->pair, keys, claim->n, true);
 		looked_at += claim->n;
 		for (int k = 0; k < claim->n; k++)
+		{
+			if (!pending[k])
+				bbf_lease_count(leases, claim->rows[k].key, false);
 			answered += pending[k] ? 0 : 1;
-		leases->outstanding -= answered;
+		}
 		if (answered == claim->n)
 			bbf_lease_empty(handout->job->name, claim->token, claim->n);
 	}

@@ -114,6 +114,18 @@ bbf_lease_take(BbfLeases *leases, char *key, bool committed)
 	return !found;
 }
 
+/* Let a key that is handed out count, or not count any more, against the cap. */
+void
+bbf_lease_count(BbfLeases *leases, const char *key, bool outstanding)
+{
+	BbfTaken   *taken = hash_search(leases->taken, &key, HASH_FIND, NULL);
+
+	if (taken == NULL || taken->outstanding == outstanding)
+		return;
+	taken->outstanding = outstanding;
+	leases->outstanding += outstanding ? 1 : -1;
+}
+
 /* All keys that are handed out, as an array of texts. */
 Datum
 bbf_lease_taken(const BbfLeases *leases)
@@ -193,15 +205,9 @@ take_claim(BbfLeases *leases, const BbfClaim *claim, TimestampTz now)
 {
 	for (int i = 0; i < claim->n; i++)
 	{
-		BbfTaken   *taken;
-
 		bbf_lease_take(leases, claim->rows[i].key, claim->committed);
-		taken = hash_search(leases->taken, &claim->rows[i].key, HASH_FIND, NULL);
-		if (claim->expires_at > now && !taken->outstanding)
-		{
-			taken->outstanding = true;
-			leases->outstanding++;
-		}
+		if (claim->expires_at > now)
+			bbf_lease_count(leases, claim->rows[i].key, true);
 	}
 }
 

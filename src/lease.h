@@ -50,6 +50,7 @@ extern void bbf_lease_unlock(const char *job);
 extern bool bbf_lease_any(const char *job);
 extern BbfLeases *bbf_lease_read(const char *job);
 extern bool bbf_lease_take(BbfLeases *leases, char *key, bool committed);
+extern void bbf_lease_count(BbfLeases *leases, const char *key, bool outstanding);
 extern Datum bbf_lease_taken(const BbfLeases *leases);
 extern const BbfTaken *bbf_lease_find(const BbfLeases *leases, const char *key);
 extern int64 bbf_lease_insert(const char *job, const BbfLeased *rows, int n, int64 lease_ms,

@@ -20,6 +20,9 @@
 /* failures in a row of an error that might go away, before the job is failed */
 #define MAX_RETRIES 5
 
+/* a lock that was not to be had is asked for again soon: a busy table has its moments */
+#define MAX_WAIT_DOUBLINGS 3
+
 static bool in_scan = false;
 
 /* The step is a pending scan, whose running out of time is no error. */
@@ -87,7 +90,7 @@ describe(const ErrorData *edata)
 static TimestampTz
 record(BbfJob *job, const ErrorData *edata, Verdict verdict)
 {
-	int64		delay = bbf_throttle_retry_delay(verdict == WAIT ? job->waits : job->retries);
+	int64		delay = bbf_throttle_retry_delay(verdict == WAIT ? Min(job->waits, MAX_WAIT_DOUBLINGS) : job->retries);
 	BbfHealth	health = BBF_HEALTH_OK;
 	int32		size = bbf_throttle_batch_size(job);
 

@@ -10,7 +10,8 @@
  *				go.  Locked first, then looked at with a snapshot taken after
  *				that: a row may become pending, and fail again, meanwhile
  *	passed		what became pending below the key up to which a group was passed,
- *				and has no row among the attempts, is given one, due at once
+ *				or came there from another group, and has no row among the group's
+ *				attempts, is given one, due at once
  *
  * A row that somebody has locked is passed by: it comes with a later scan.
  */
@@ -119,18 +120,16 @@ bbf_upkeep_attempts(BbfJob *job)
 	return end != NULL;
 }
 
-/* The rows that are neither in a claim nor have come back. */
+/* The rows that are in no claim. */
 static int
-forgotten(const BbfJob *job, const char *group, char **keys, int n, BbfLeased *rows)
+not_handed_out(const BbfJob *job, const char *group, char **keys, int n, BbfLeased *rows)
 {
 	BbfLeases  *leases = bbf_lease_read(job->name);
-	int32	   *attempts = palloc(sizeof(int32) * Max(n, 1));
-	BbfStanding *standing = bbf_attempt_find(job->name, keys, n, attempts);
 	int			found = 0;
 
 	for (int i = 0; i < n; i++)
 	{
-		if (standing[i] == BBF_FRESH && bbf_lease_find(leases, keys[i]) == NULL)
+		if (bbf_lease_find(leases, keys[i]) == NULL)
 			rows[found++] = (BbfLeased) {keys[i], unconstify(char *, group), 1};
 	}
 	return found;
@@ -165,7 +164,7 @@ look_below(const BbfJob *job, const BbfPair *pair, const char *group, const char
 	}
 	SPI_freetuptable(SPI_tuptable);
 	bbf_listed_end(&listed);
-	bbf_attempt_remember(job->name, rows, forgotten(job, group, keys, n, rows));
+	bbf_attempt_remember(job->name, rows, not_handed_out(job, group, keys, n, rows));
 	*any = n > 0;
 	return n == ROWS_AT_ONCE ? keys[n - 1] : NULL;
 }

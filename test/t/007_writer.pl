@@ -79,6 +79,8 @@ BEGIN
 		IF random() < 0.3 THEN done := done || ', ' || one_thing_or_error(); END IF;
 		IF random() < 0.2 THEN ROLLBACK; done := 'rolled back'; END IF;
 		INSERT INTO stats VALUES (me, done, 1) ON CONFLICT (writer, key) DO UPDATE SET n = stats.n + 1;
+		COMMIT;
+		PERFORM pg_sleep(0.002);	-- or the table grows faster than it can be walked where the machine is busy
 	END LOOP;
 END
 $$;
