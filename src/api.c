@@ -109,6 +109,7 @@ insert_job(const BbfJob *job)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("job \"%s\" already exists", job->name),
 				 errdetail("It was made, or took the same flag column, at this moment.")));
+	bbf_job_forget_handouts(job->name);
 	bbf_txn_catalog("INSERT INTO bgw_backfill.job_state (job) VALUES ($1)",
 					1, types, values, NULL, SPI_OK_INSERT);
 }

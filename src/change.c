@@ -110,12 +110,12 @@ bbf_change_conditions(BbfJob *job)
 	int64	   *tokens;
 	int			n;
 
-	if (bbf_mode_lookup(job->mode)->source_lock(job, bbf_pair_load(job)) != NoLock)
-		bbf_install_lock_alone(job);
 	before = bbf_pair_load(job);
 	n = bbf_lease_open(job->name, NULL, CLAIMS_AT_ONCE, &tokens);
 	for (int i = 0; i < n; i++)
 		bbf_handout_settle(job, before, bbf_lease_lock_claim(job->name, tokens[i], false));
+	if (bbf_mode_lookup(job->mode)->source_lock(job, before) != NoLock)
+		bbf_install_lock_alone(job);
 	bbf_job_change_conditions(job);
 	after = bbf_job_load(job->name);
 	bbf_install_switch(job, job, after, bbf_pair_load(after));

@@ -198,6 +198,8 @@ look_again(Choice *choice, BbfCandidate **chosen, char **groups, int n)
 		handout->keys[handout->n++] = chosen[i]->key;
 		handout->last_group = groups[i];
 	}
+	if (handout->prunes_nothing)
+		return;
 	if (forget > 0)
 		bbf_attempt_forget(handout->job->name, gone, forget);
 	handout->pruned += bbf_listed_prune(&choice->turn.listed, keys, stale);

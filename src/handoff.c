@@ -23,11 +23,16 @@
 #include "shape.h"
 #include "throttle.h"
 #include "txn.h"
+#include "upkeep.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
+#include "utils/memutils.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#define ROUND_MS 10000			/* a round of calls, but for the last */
 
 /* one round of calls */
 typedef struct Handoff
@@ -35,6 +40,8 @@ typedef struct Handoff
 	const char *job_name;
 	List	   *called;			/* groups that have had their call, as text; NULL: of the nulls */
 	bool		in_call;		/* what is raised now is the handler's */
+	bool		no_room;		/* the last look found none under max_leased */
+	MemoryContext context;		/* of the list above */
 	char	   *group;			/* of the call under way */
 } Handoff;
 
@@ -86,17 +93,20 @@ handler_name(const BbfJob *job, const BbfPair *pair)
 {
 	LOCAL_FCINFO(fcinfo, 1);
 	Oid			function;
+	char	   *name;
+	char	   *schema;
 
 	InitFunctionCallInfoData(*fcinfo, NULL, 1, InvalidOid, NULL, NULL);
 	fcinfo->args[0].value = CStringGetTextDatum(job->handler);
 	fcinfo->args[0].isnull = false;
 	function = DatumGetObjectId(to_regprocedure(fcinfo));
-	if (fcinfo->isnull || !OidIsValid(function))
+	if (fcinfo->isnull || !OidIsValid(function) || (name = get_func_name(function)) == NULL ||
+		(schema = get_namespace_name(get_func_namespace(function))) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("handler %s of job \"%s\" does not exist", job->handler, job->name),
 				 errhint("Create it again, or use bgw_backfill.configure('%s', 'handler', ...).", job->name)));
-	return quote_qualified_identifier(get_namespace_name(get_func_namespace(function)), get_func_name(function));
+	return quote_qualified_identifier(schema, name);
 }
 
 static Datum
@@ -149,11 +159,32 @@ forget_wait(const char *job, const char *group)
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0};
 
-	bbf_txn_catalog(psprintf("DELETE FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND"
-							 " (group_key %s OR next_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp()"
-							 "  OPERATOR(pg_catalog.-) '1 day'::pg_catalog.interval))",
+	bbf_txn_catalog(psprintf("DELETE FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
 							 group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
 					2, types, values, group ? NULL : " n", SPI_OK_DELETE);
+}
+
+/* Forget groups that have had no failing call for an hour. */
+void
+bbf_handoff_forget_waits(const char *job_name)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job_name)};
+
+	bbf_txn_catalog("DELETE FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND next_at"
+					" OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 hour'::pg_catalog.interval)",
+					1, types, values, NULL, SPI_OK_DELETE);
+}
+
+/* A group has its call, in memory that outlives it. */
+static void
+remember_call(Handoff *handoff, const char *group)
+{
+	MemoryContext old = MemoryContextSwitchTo(handoff->context);
+
+	handoff->group = group ? pstrdup(group) : NULL;
+	handoff->called = lappend(handoff->called, handoff->group);
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -176,13 +207,17 @@ call_next(Handoff *handoff)
 		if (bbf_handout_possible(&handout))
 		{
 			handout.only_group = true;
-			handout.group = handoff->group = handout.rows[0].group;
+			handout.group = handout.rows[0].group;
+			remember_call(handoff, handout.group);
 			handout.max_rows = bbf_job_setting(job, BBF_HANDOFF_ROWS);
+			handout.prunes_nothing = true;
 			bbf_handout_claim(&handout, 1000 * (int64) bbf_job_setting(job, BBF_HANDOFF_LEASE));
-			handoff->called = lappend(handoff->called, handoff->group);
 		}
 		else
+		{
+			handoff->no_room = handout.no_room;
 			handout.n = 0;
+		}
 		if (handout.n > 0)
 		{
 			handoff->in_call = true;
@@ -198,8 +233,11 @@ call_next(Handoff *handoff)
 	return handout.n > 0;
 }
 
-/* The handler has raised an error: its group waits.  Shown with the job, which goes on. */
-static void
+/*
+ * The handler has raised an error: its group waits.  Shown with the job, which goes
+ * on.  False: the job does not.
+ */
+static bool
 record_failure(const Handoff *handoff, const ErrorData *edata)
 {
 	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, FLOAT8OID};
@@ -210,7 +248,13 @@ record_failure(const Handoff *handoff, const ErrorData *edata)
 	char	   *message = psprintf("handler, group %s: %s", handoff->group ? handoff->group : "(null)", edata->message);
 
 	if (job == NULL)
-		return;
+		return false;
+	/* pause() or untrack() meant it */
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && (job->paused || job->uninstall))
+	{
+		bbf_txn_commit();
+		return false;
+	}
 	ereport(LOG,
 			(errmsg("job \"%s\": %s", job->name, message),
 			 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
@@ -229,6 +273,7 @@ record_failure(const Handoff *handoff, const ErrorData *edata)
 					4, types, values, nulls, SPI_OK_INSERT);
 	bbf_job_note_error(job->name, message);
 	bbf_txn_commit();
+	return true;
 }
 
 /* call_next(), and what to do about an error in the handler. */
@@ -250,25 +295,41 @@ guarded_call(Handoff *handoff)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
-		/* pause(), untrack() and the like; the server's statement timeout is the handler's own */
-		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !bbf_txn_timed_out())
-			PG_RE_THROW();
 		FlushErrorState();
+		(void) bbf_txn_timed_out();
 		handoff->in_call = false;
 		bbf_txn_abort();
 		MemoryContextSwitchTo(context);
-		record_failure(handoff, edata);
+		more = record_failure(handoff, edata);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	return more;
 }
 
-/* The calls after one pending scan: at most handoff_groups, each group once. */
+/* What is answered by now makes room, in a transaction of its own. */
+static void
+make_room(const char *job_name)
+{
+	BbfJob	   *job = bbf_job_begin(job_name);
+
+	if (job == NULL)
+		return;
+	(void) bbf_upkeep_claims(job);
+	bbf_txn_commit();
+}
+
+/*
+ * The calls after one pending scan: at most handoff_groups, each group once, and for so
+ * long that other jobs have their turn as well; the rest comes after the next scan.
+ */
 void
 bbf_handoff_run(const char *job_name)
 {
-	Handoff		handoff = {.job_name = job_name};
+	Handoff		handoff = {.job_name = job_name, .context = CurrentMemoryContext};
+	MemoryContext call_context = AllocSetContextCreate(CurrentMemoryContext, "bgw_backfill call", ALLOCSET_DEFAULT_SIZES);
+	TimestampTz began = GetCurrentTimestamp();
+	bool		made_room = false;
 	BbfJob	   *job = bbf_job_begin(job_name);
 	int			calls;
 
@@ -276,10 +337,22 @@ bbf_handoff_run(const char *job_name)
 		return;
 	calls = bbf_job_setting(job, BBF_HANDOFF_GROUPS);
 	bbf_txn_commit();
-	for (int i = 0; i < calls; i++)
+	while (calls > 0 && !TimestampDifferenceExceeds(began, GetCurrentTimestamp(), ROUND_MS))
 	{
+		bool		more;
+
 		CHECK_FOR_INTERRUPTS();
-		if (!guarded_call(&handoff))
+		MemoryContextReset(call_context);
+		MemoryContextSwitchTo(call_context);
+		handoff.no_room = false;
+		more = guarded_call(&handoff);
+		if (!more && handoff.no_room && !made_room)
+			make_room(job_name);
+		MemoryContextSwitchTo(handoff.context);
+		if (!more && (made_room || !handoff.no_room))
 			break;
+		made_room = !more;
+		calls -= more ? 1 : 0;
 	}
+	MemoryContextDelete(call_context);
 }

@@ -9,5 +9,6 @@
 
 extern char *bbf_handoff_check(Oid function, const BbfPair *pair);
 extern void bbf_handoff_run(const char *job_name);
+extern void bbf_handoff_forget_waits(const char *job_name);
 
 #endif							/* BBF_HANDOFF_H */

@@ -165,8 +165,10 @@ bbf_handout_possible(BbfHandout *handout)
 {
 	BbfLeases  *leases = bbf_lease_read(handout->job->name);
 
-	if (leases->outstanding >= bbf_job_setting(handout->job, BBF_MAX_LEASED))
+	handout->no_room = leases->outstanding >= bbf_job_setting(handout->job, BBF_MAX_LEASED);
+	if (handout->no_room)
 		return false;
+	handout->prunes_nothing = true;
 	bbf_choice_run(handout, leases, 1, false);
 	return handout->n > 0;
 }

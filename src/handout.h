@@ -18,6 +18,7 @@ typedef struct BbfHandout
 	bool		only_group;		/* only this group; else all in turn */
 	const char *group;			/* as text; NULL: of the nulls, or where there are no groups */
 	bool		out_of_turn;	/* the turn stays where it is */
+	bool		prunes_nothing; /* the transaction goes on for a while: what is stale is left alone */
 	List	   *avoid;			/* groups that are not to be handed out, as text; NULL likewise */
 
 	/* given */
@@ -27,6 +28,7 @@ typedef struct BbfHandout
 	int64		token;			/* of bbf_handout_claim() */
 	int64		pruned;			/* stale rows taken out */
 	char	   *last_group;		/* whose turn was the last, as text */
+	bool		no_room;		/* of bbf_handout_possible(): as far as is known */
 } BbfHandout;
 
 extern void bbf_handout_claim(BbfHandout *handout, int64 lease_ms);

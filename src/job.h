@@ -146,6 +146,7 @@ extern void bbf_job_wait(const char *name, const char *waiting_for, int64 delay_
 extern void bbf_job_clear_retries(BbfJob *job);
 extern void bbf_job_set_well(const char *name);
 extern void bbf_job_restart_fill(const char *name);
+extern void bbf_job_forget_handouts(const char *name);
 extern void bbf_job_delete(const char *name);
 
 /* rows that a batch had to skip */

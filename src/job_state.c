@@ -389,19 +389,38 @@ bbf_job_restart_fill(const char *name)
 				 1, types, values, NULL);
 }
 
+/* Delete the rows of a job from some tables. */
+static void
+delete_from(const char *name, const char *const *tables, int n)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name)};
+
+	for (int i = 0; i < n; i++)
+		bbf_txn_catalog(psprintf("DELETE FROM bgw_backfill.%s WHERE job OPERATOR(pg_catalog.=) $1", tables[i]),
+						1, types, values, NULL, SPI_OK_DELETE);
+}
+
+/*
+ * Forget what was handed out of a job; before one is made as well: a claim may have
+ * been committed after the job before it, of that name, was gone.
+ */
+void
+bbf_job_forget_handouts(const char *name)
+{
+	static const char *const tables[] = {"claim", "answered", "attempt", "passed", "stretch", "group_wait"};
+
+	delete_from(name, tables, lengthof(tables));
+}
+
 /* Forget a job and everything we know about it. */
 void
 bbf_job_delete(const char *name)
 {
-	static const char *const tables[] = {"pending_group", "job_skipped", "claim", "answered", "attempt", "passed",
-	"stretch", 	"group_wait", "job_state", "job"};
-	Oid			types[] = {TEXTOID};
-	Datum		values[] = {CStringGetTextDatum(name)};
+	static const char *const tables[] = {"pending_group", "job_skipped", "job_state", "job"};
 
-	for (int i = 0; i < (int) lengthof(tables); i++)
-		bbf_txn_catalog(psprintf("DELETE FROM bgw_backfill.%s WHERE job OPERATOR(pg_catalog.=) $1",
-								 tables[i]),
-						1, types, values, NULL, SPI_OK_DELETE);
+	bbf_job_forget_handouts(name);
+	delete_from(name, tables, lengthof(tables));
 }
 
 /* Remember a row that somebody else had locked. */

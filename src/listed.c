@@ -25,21 +25,30 @@
 void
 bbf_listed_begin(BbfListed *listed, const BbfJob *job, const BbfPair *pair)
 {
+	static const char *const wanted[][2] = {
+		{"enable_sort", "off"}, {"enable_indexscan", "on"}, {"enable_indexonlyscan", "on"},
+		{"enable_nestloop", "on"}, {"enable_tidscan", "on"}, {"jit", "off"}
+	};
+
 	memset(listed, 0, sizeof(BbfListed));
 	listed->job = job;
 	listed->pair = pair;
 	listed->mode = bbf_mode_lookup(job->mode);
+	/* restricted: a function in a condition is to leave nothing behind in the caller's session */
 	bbf_served_become(pair->owner, &listed->save_userid, &listed->save_context);
+	SetUserIdAndSecContext(pair->owner, listed->save_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS | SECURITY_RESTRICTED_OPERATION);
 	listed->nestlevel = bbf_session_pin_plan(true);
 	bbf_session_pin_keys();
-	(void) set_config_option("enable_sort", "off", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	for (int i = 0; i < (int) lengthof(wanted); i++)
+		(void) set_config_option(wanted[i][0], wanted[i][1], PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
 
 void
 bbf_listed_end(BbfListed *listed)
 {
-	bbf_session_unpin(listed->nestlevel);
+	AtEOXact_GUC(false, listed->nestlevel);
 	SetUserIdAndSecContext(listed->save_userid, listed->save_context);
 }
 

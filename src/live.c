@@ -88,12 +88,12 @@ scan(BbfJob *job)
 	bbf_scan_run(job);
 	bbf_job_clear_retries(job);
 	bbf_txn_commit();
-	bbf_outcome_in_scan(false);
 	batches(job->name, prune_batch);
 	batches(job->name, bbf_upkeep_claims);
 	batches(job->name, bbf_upkeep_attempts);
 	batches(job->name, bbf_upkeep_passed);
 	notify(job->name);
+	bbf_outcome_in_scan(false);
 	if (job->handler)
 		bbf_handoff_run(job->name);
 	job->scan_at = GetCurrentTimestamp();

@@ -10,11 +10,11 @@
  * it is in quarantine, say), a claim that went by them notes the stretch, and others
  * step over it: for twenty times as long as the look took, so that such looks take
  * a twentieth of the time at most, and what has changed there meanwhile is seen with
- * a delay that is short where there is little to look at.
+ * a delay that is short where there is little to look at, and a minute at most.
  */
 #include "postgres.h"
 
-#include "attempt.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "portability/instr_time.h"
 #include "turn.h"
@@ -22,10 +22,12 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
+#include "utils/resowner.h"
 
 #define ROWS_AT_FIRST	4		/* of each group, where there are several */
 #define STRETCH			16		/* groups without anything, to be stepped over */
 #define REST			20		/* times as long as the look took */
+#define MAX_REST_MS		60000.0
 
 /* groups to step over: those after one, up to another */
 typedef struct Stretch
@@ -242,6 +244,34 @@ bbf_turn_next(BbfTurn *turn)
 	return llast(turn->groups);
 }
 
+/* Can the text still be read as a group?  Its type may have changed, or an enum's label. */
+static bool
+is_group(const BbfPair *pair, const char *text)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool result = true;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		(void) bbf_pair_group_in(pair, text);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		result = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return result;
+}
+
 /* Begin a turn, as the job's owner; until bbf_turn_end(), or an error. */
 void
 bbf_turn_begin(BbfTurn *turn, BbfHandout *handout, const char *start)
@@ -254,7 +284,7 @@ bbf_turn_begin(BbfTurn *turn, BbfHandout *handout, const char *start)
 	bbf_listed_begin(&turn->listed, handout->job, pair);
 	if (pair->group_by && !handout->only_group)
 	{
-		turn->start = start;
+		turn->start = start && is_group(pair, start) ? start : NULL;
 		read_stretches(turn);
 		return;
 	}
@@ -316,7 +346,7 @@ bbf_turn_note_stretches(const BbfTurn *turn)
 		if (!barren || lc == list_last_cell(turn->groups))
 		{
 			if (n >= STRETCH)
-				save_stretch(turn, before, end, REST * INSTR_TIME_GET_MILLISEC(took));
+				save_stretch(turn, before, end, Min(REST * INSTR_TIME_GET_MILLISEC(took), MAX_REST_MS));
 			before = group->text;	/* after the nulls comes the first */
 			n = 0;
 		}

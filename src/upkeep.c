@@ -20,6 +20,7 @@
 #include "answered.h"
 #include "attempt.h"
 #include "catalog/pg_type.h"
+#include "handoff.h"
 #include "handout.h"
 #include "listed.h"
 #include "turn.h"
@@ -66,6 +67,7 @@ bbf_upkeep_claims(BbfJob *job)
 		bbf_lease_forget_answered(job->name);
 		bbf_answered_forget(job->name);
 		bbf_turn_forget_stretches(job->name);
+		bbf_handoff_forget_waits(job->name);
 	}
 	save_cursor(job, "claim_cursor", i == n && n < ROWS_AT_ONCE ? NULL : psprintf(INT64_FORMAT, tokens[i - 1]));
 	bbf_txn_disarm();
@@ -197,6 +199,8 @@ bbf_upkeep_passed(BbfJob *job)
 			highest = key;
 		}
 	}
+	if (upto == NULL)
+		return false;			/* gone at this moment */
 	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
 	end = look_below(job, pair, group, looked_at, highest, &any);
 	bbf_attempt_looked_below(job->name, group, any || looked_at ? upto : NULL, end);
