@@ -167,17 +167,19 @@ ask_passed(Choice *choice, BbfTurnGroup *group)
 	}
 }
 
-/* Look at those that were chosen once more; what is not pending is not handed out. */
+/*
+ * Look at those that were chosen once more; what is not pending is not handed out.  A
+ * row that came back and is answered now stays in its table until the worker meets it:
+ * nobody is to wait for the transaction of a claim to have it.
+ */
 static void
 look_again(Choice *choice, BbfCandidate **chosen, char **groups, int n)
 {
 	BbfHandout *handout = choice->turn.handout;
 	Datum	   *keys = palloc(sizeof(Datum) * Max(n, 1));
-	char	  **gone = palloc(sizeof(char *) * Max(n, 1));
 	bool		returned = false;
 	bool	   *pending;
 	int			stale = 0;
-	int			forget = 0;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -189,8 +191,6 @@ look_again(Choice *choice, BbfCandidate **chosen, char **groups, int n)
 	{
 		if (!pending[i])
 		{
-			if (chosen[i]->returned)
-				gone[forget++] = chosen[i]->text;
 			keys[stale++] = chosen[i]->key;
 			continue;
 		}
@@ -198,11 +198,8 @@ look_again(Choice *choice, BbfCandidate **chosen, char **groups, int n)
 		handout->keys[handout->n++] = chosen[i]->key;
 		handout->last_group = groups[i];
 	}
-	if (handout->prunes_nothing)
-		return;
-	if (forget > 0)
-		bbf_attempt_forget(handout->job->name, gone, forget);
-	handout->pruned += bbf_listed_prune(&choice->turn.listed, keys, stale);
+	if (!handout->prunes_nothing)
+		handout->pruned += bbf_listed_prune(&choice->turn.listed, keys, stale);
 }
 
 /*
