@@ -12,7 +12,7 @@ use Test::More;
 our @EXPORT = qw(new_node settings sql app create_pair track progress wait_for wait_phase
   wait_batches worker_pid workers job_exact history_begin history_is_sound old_snapshot
   end_session log_since log_position log_count error_of prepare_database no_crash
-  waits_for_snapshot no_worker server_version);
+  waits_for_snapshot no_worker server_version scan);
 
 # A started node with the library, the extension in database postgres, and the role app, who is no
 # superuser. Named arguments: conf (lines), streaming (as init's allows_streaming), preload, start.
@@ -289,6 +289,37 @@ sub old_snapshot
 
 	$session->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
 	return $session;
+}
+
+# One pending scan of a job, and all that follows it; to be used with a scan_interval that never comes. The worker
+# leaves when it is done.
+sub scan
+{
+	my ($node, $job, $db) = @_;
+	my $seconds = $PostgreSQL::Test::Utils::timeout_default;
+
+	$job //= 'events';
+	return sql($node, <<"SQL", $db);
+DO \$\$
+DECLARE
+	before bigint := (SELECT scans FROM bgw_backfill.job_state WHERE job = '$job');
+	deadline timestamptz := clock_timestamp() + interval '$seconds s';
+BEGIN
+	UPDATE bgw_backfill.job_state SET scan_at = NULL WHERE job = '$job';
+	UPDATE bgw_backfill.job SET paused = paused WHERE job = '$job';
+	COMMIT;
+	LOOP
+		EXIT WHEN (SELECT scans > before FROM bgw_backfill.job_state WHERE job = '$job')
+			AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'bgw_backfill worker' AND datname = current_database());
+		IF clock_timestamp() > deadline THEN
+			RAISE 'no scan of job $job in time';
+		END IF;
+		COMMIT;
+		PERFORM pg_sleep(0.005);
+	END LOOP;
+END
+\$\$;
+SQL
 }
 
 # End a session that the server may have ended before.
