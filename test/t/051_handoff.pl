@@ -269,14 +269,14 @@ app($node, "UPDATE runs SET done = true WHERE job = 'slow' AND org = 'org-3'");
 broken('org-0' => 'pauses');
 answer('slow');
 my $errors = progress($node, 'errors', 'slow');
-sql($node, "UPDATE bgw_backfill.job_state SET scan_at = NULL WHERE job = 'slow'; UPDATE bgw_backfill.job SET paused = paused WHERE job = 'slow'");
+sql($node, "UPDATE bgw_backfill.job_state SET scan_at = scan_at - interval '8 days' WHERE job = 'slow'; UPDATE bgw_backfill.job SET paused = paused WHERE job = 'slow'");
 ok(wait_for($node, "state = 'paused' AND worker_pid IS NULL", 'slow'), 'a handler may pause its job');
 is(progress($node, 'errors', 'slow'), $errors, 'which is no error');
 is(sql($node, "SELECT count(*) FROM runs WHERE job = 'slow' AND NOT done AND org = 'org-0'"), '1', 'and its call counts');
 
 # A paused job calls nobody: another one's scan shows that the worker has been there.
 $n = calls('slow');
-sql($node, "UPDATE bgw_backfill.job_state SET scan_at = NULL WHERE job = 'slow'");
+sql($node, "UPDATE bgw_backfill.job_state SET scan_at = scan_at - interval '8 days' WHERE job = 'slow'");
 scan($node, 'docs');
 is(calls('slow'), $n, 'a paused job calls nobody');
 broken();
@@ -391,8 +391,8 @@ ok(wait_for($node, "state = 'held'", 'copied', 'copy'), 'in a copy the job is he
 no_worker($node);
 my $seen = 'SELECT count(*) FROM calls';
 is(sql($node, $seen, 'copy'), sql($node, $seen), 'and its handler is not called before it is resumed');
-scan($node, 'copied');
+$n = sql($node, $seen, 'copy');
 app($node, "SELECT bgw_backfill.resume('copied')", 'copy');
-ok($node->poll_query_until('copy', "SELECT count(*) = 14 FROM calls WHERE job = 'copied'"), 'then it is');
+ok($node->poll_query_until('copy', "SELECT count(*) > $n FROM calls WHERE job = 'copied'"), 'then it is');
 no_crash($node);
 done_testing();

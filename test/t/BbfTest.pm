@@ -305,7 +305,7 @@ DECLARE
 	before bigint := (SELECT scans FROM bgw_backfill.job_state WHERE job = '$job');
 	deadline timestamptz := clock_timestamp() + interval '$seconds s';
 BEGIN
-	UPDATE bgw_backfill.job_state SET scan_at = NULL WHERE job = '$job';
+	UPDATE bgw_backfill.job_state SET scan_at = scan_at - interval '8 days', pass_at = pass_at - interval '8 days' WHERE job = '$job';
 	UPDATE bgw_backfill.job SET paused = paused WHERE job = '$job';
 	COMMIT;
 	LOOP
