@@ -60,6 +60,7 @@ bbf_job_enter_phase(BbfJob *job, BbfPhase phase)
 					  " fill_ended_at = CASE $3 WHEN 'fill' THEN NULL"
 					  "  WHEN 'index' THEN coalesce(fill_ended_at, pg_catalog.clock_timestamp()) ELSE fill_ended_at END,"
 					  " live_since = CASE WHEN $3 OPERATOR(pg_catalog.=) 'live' THEN pg_catalog.clock_timestamp() END,"
+					  " scan_at = CASE WHEN $3 OPERATOR(pg_catalog.=) 'live' THEN NULL ELSE scan_at END,"
 					  " sweep_started_at = NULL",
 					  " AND generation OPERATOR(pg_catalog.=) $2",
 					  3, types, values, NULL))
@@ -69,6 +70,8 @@ bbf_job_enter_phase(BbfJob *job, BbfPhase phase)
 	job->cursor = job->high_mark = NULL;
 	job->rows_done = job->rows_total = 0;
 	job->sweep_started_at = 0;
+	if (phase == BBF_PHASE_LIVE)
+		job->scan_at = 0;
 	job->retries = 0;
 	job->retry_at = 0;
 	return true;
