@@ -56,6 +56,7 @@ bbf_handoff_check(Oid function, const BbfPair *pair)
 	Oid			wanted[] = {TEXTOID, TEXTOID, get_array_type(pair->key_type), INT8OID};
 	Form_pg_proc proc;
 	char	   *signature;
+	bool		has_no_body;	/* whose names were bound when it was made */
 
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
@@ -78,7 +79,8 @@ bbf_handoff_check(Oid function, const BbfPair *pair)
 				 errdetail("The handler is called as the owner of the tables."),
 				 errhint("Use GRANT EXECUTE ON FUNCTION %s TO %s.", signature,
 						 quote_identifier(GetUserNameFromId(pair->owner, false)))));
-	if (!bbf_shape_brings_search_path(function))
+	(void) SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_prosqlbody, &has_no_body);
+	if (has_no_body && !bbf_shape_brings_search_path(function))
 		ereport(WARNING,
 				(errmsg("handler %s runs with search_path \"pg_catalog, pg_temp\"", signature),
 				 errdetail("What it names without a schema is not found."),

@@ -59,7 +59,7 @@ bbf_handout_settle(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim
 	}
 	if (expired)
 		bbf_attempt_failed(job->name, failed, n, "the lease expired", bbf_job_setting(job, BBF_MAX_ATTEMPTS));
-	if (expired || n < claim->n)
+	if (expired || n < claim->stored)
 		bbf_lease_keep(claim, expired ? NULL : pending);
 }
 

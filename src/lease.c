@@ -178,6 +178,7 @@ claim_of(HeapTuple tuple, TupleDesc desc)
 					  &groups, &group_nulls, &n);
 	deconstruct_array(DatumGetArrayTypeP(attribute(tuple, desc, "attempts")), INT4OID, sizeof(int32), true,
 					  TYPALIGN_INT, &attempts, NULL, &n);
+	claim.stored = claim.n;
 	claim.rows = palloc(sizeof(BbfLeased) * Max(claim.n, 1));
 	for (int i = 0; i < claim.n; i++)
 	{

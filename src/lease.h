@@ -23,6 +23,7 @@ typedef struct BbfClaim
 	TimestampTz expires_at;
 	bool		committed;
 	int32		granted;
+	int			stored;			/* rows in the table, some of which may be known to be answered */
 	int			n;
 	BbfLeased  *rows;
 } BbfClaim;
