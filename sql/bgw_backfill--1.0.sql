@@ -457,7 +457,8 @@ FROM (
 		(SELECT pg_catalog.count(*) FROM bgw_backfill.attempt a
 			WHERE a.job = j.job AND a.quarantined_at IS NOT NULL) AS quarantined,
 		(SELECT pg_catalog.count(*) FROM bgw_backfill.group_wait g
-			WHERE g.job = j.job AND g.next_at > pg_catalog.clock_timestamp()) AS waiting_groups,
+			WHERE g.job = j.job AND EXISTS (SELECT FROM bgw_backfill.pending_group p
+				WHERE p.job = g.job AND p.group_key IS NOT DISTINCT FROM g.group_key)) AS waiting_groups,
 		CASE
 			WHEN n.uninstall THEN pg_catalog.format('mode %s: given up', n.mode)
 			WHEN ns.health <> 'ok' THEN pg_catalog.format('mode %s: %s: %s', n.mode, ns.health, ns.last_error)

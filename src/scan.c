@@ -19,9 +19,11 @@
 #include "mode.h"
 #include "portability/instr_time.h"
 #include "scan.h"
+#include "session.h"
 #include "txn.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 
 #define MAX_ROWS_PER_GROUP	1000
@@ -186,7 +188,9 @@ bbf_scan_run(BbfJob *job)
 	instr_time	start;
 	instr_time	end;
 	char	   *go_on_after;
+	int			nestlevel = NewGUCNestLevel();
 
+	bbf_session_pin_keys();		/* groups are written as claims write them */
 	INSTR_TIME_SET_CURRENT(start);
 	bbf_txn_arm(bbf_job_setting(job, BBF_SCAN_TIMEOUT));
 	scan.pair = bbf_pair_load(job);
@@ -200,6 +204,7 @@ bbf_scan_run(BbfJob *job)
 	INSTR_TIME_SET_CURRENT(end);
 	INSTR_TIME_SUBTRACT(end, start);
 	save_scan(job, go_on_after, go_on_after == NULL, INSTR_TIME_GET_MILLISEC(end), false);
+	bbf_session_unpin(nestlevel);
 }
 
 /* A scan ran out of time: count it, and let the next one come in its turn. */
