@@ -13,6 +13,7 @@
 #include "handoff.h"
 #include "handout.h"
 #include "index.h"
+#include "install.h"
 #include "live.h"
 #include "mode.h"
 #include "move.h"
@@ -101,15 +102,15 @@ scan(BbfJob *job)
 
 /*
  * One step, in the transaction that is open, which it commits: a change that was
- * asked for, the index, the pass before a scan, the scan.  due: when the job is due
+ * asked for, the index, the pass before a scan, the scan; the installation is checked
+ * before either.  due: when the job is due
  * again.  False: it is a sweep that is due; nothing was done or committed.
  */
 bool
-bbf_live_step(BbfJob *job, TimestampTz *due, bool *scanned)
+bbf_live_step(BbfJob *job, TimestampTz *due)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	*scanned = false;
 	*due = now;
 	if (job->successor_of)
 	{
@@ -127,6 +128,8 @@ bbf_live_step(BbfJob *job, TimestampTz *due, bool *scanned)
 		bbf_job_enter_phase(job, BBF_PHASE_INDEX);
 	else if (job->changing)
 		bbf_change_conditions(job);
+	else if (bbf_job_next_scan(job) <= now && !bbf_install_check(job))
+		;						/* back to phase install */
 	else if (bbf_job_next_scan(job) <= now && bbf_watermark_is_due(job))
 	{
 		bbf_watermark_step(job);
@@ -136,7 +139,6 @@ bbf_live_step(BbfJob *job, TimestampTz *due, bool *scanned)
 	else if (bbf_job_next_scan(job) <= now)
 	{
 		scan(job);
-		*scanned = true;
 		*due = bbf_job_next_due(job);
 		return true;
 	}

@@ -7,6 +7,6 @@
 
 #include "job.h"
 
-extern bool bbf_live_step(BbfJob *job, TimestampTz *due, bool *scanned);
+extern bool bbf_live_step(BbfJob *job, TimestampTz *due);
 
 #endif							/* BBF_LIVE_H */

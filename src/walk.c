@@ -14,6 +14,7 @@
 #include "portability/instr_time.h"
 #include "prune.h"
 #include "session.h"
+#include "session.h"
 #include "settle.h"
 #include "shape.h"
 #include "throttle.h"
@@ -167,6 +168,8 @@ bbf_walk_batch(BbfJob *job, bool sweep)
 	INSTR_TIME_SET_CURRENT(start);
 	batch.rows = next_range(walk, size, &range_end);
 	batch.changed = bbf_settle_range(walk, sweep);
+	if (sweep)
+		bbf_session_harden();	/* the owner's triggers may have changed it */
 	if (sweep && walk->mode->stale)
 		batch.changed += prune_range(walk, strcmp(range_end, job->high_mark) == 0);
 	if (sweep)

@@ -154,7 +154,6 @@ static TimestampTz
 phase_step(BbfJob *job)
 {
 	TimestampTz due;
-	bool		scanned = false;
 
 	switch (job->phase)
 	{
@@ -167,11 +166,7 @@ phase_step(BbfJob *job)
 		case BBF_PHASE_INDEX:
 			return index_step(job);
 		case BBF_PHASE_LIVE:
-			if (!bbf_live_step(job, &due, &scanned))
-				return walk_step(job);
-			if (scanned)
-				set_checked(job->name, false);	/* before the next scan */
-			return due;
+			return bbf_live_step(job, &due) ? due : walk_step(job);
 		case BBF_PHASE_UNINSTALL:
 			break;
 	}
