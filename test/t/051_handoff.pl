@@ -244,7 +244,7 @@ is(sql($node, "SELECT count(DISTINCT coalesce(org, 'null')) FROM runs WHERE job 
 	'6', 'with one call a scan, a group that fails does not keep the others from theirs');
 
 # Who cancels: the time limit, the handler itself.
-begin('slow', 'column', more => ", group_by => 'org'", statement_timeout => '200ms', handoff_rows => 5);
+begin('slow', 'column', more => ", group_by => 'org'", statement_timeout => '2s', handoff_rows => 5);
 answer('slow');
 broken('org-1' => 'slow', 'org-2' => 'late and slow', 'org-4' => 'cancels');
 scan($node, 'slow');
@@ -257,6 +257,7 @@ is(sql($node, "SELECT $by_org FROM runs WHERE job = 'slow' AND NOT done"), 'org-
 is(progress($node, 'phase, state, batch_size', 'slow') =~ s/\|\d+$//r, 'live|idle', 'the job is well');
 
 # What a handler sets, answers, and does to its job.
+configure('slow', 'statement_timeout', undef);
 broken('org-0' => 'sets', 'org-3' => 'answers');
 answer('slow');
 my $pending = sql($node, "SELECT count(*) FROM slow_pending WHERE org = 'org-3'");
