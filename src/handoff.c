@@ -20,6 +20,7 @@
 #include "handout.h"
 #include "job.h"
 #include "miscadmin.h"
+#include "session.h"
 #include "shape.h"
 #include "throttle.h"
 #include "txn.h"
@@ -135,6 +136,7 @@ call(const BbfHandout *handout)
 	bbf_txn_sql(psprintf("SELECT %s($1, $2, $3, $4)", handler_name(job, handout->pair)),
 				4, types, values, handout->group ? NULL : " n  ", SPI_OK_SELECT);
 	SPI_freetuptable(SPI_tuptable);
+	bbf_session_harden();		/* it may have changed it; what the commit runs is as unaware of that */
 }
 
 /* Groups that wait after an error, and those that have had their call. */

@@ -102,14 +102,17 @@ scan(BbfJob *job)
 
 /*
  * One step, in the transaction that is open, which it commits: a change that was
- * asked for, the index, the pass before a scan, the scan; the installation is checked
- * before either.  due: when the job is due
- * again.  False: it is a sweep that is due; nothing was done or committed.
+ * asked for, the index, the pass before a scan, the scan.  The installation is checked
+ * before a scan, and before an index is built that may have gone with its column.
+ * due: when the job is due again.  False: it is a sweep that is due; nothing was done
+ * or committed.
  */
 bool
 bbf_live_step(BbfJob *job, TimestampTz *due)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		scan_is_due = bbf_job_next_scan(job) <= now;
+	bool		has_index = bbf_index_is_there(job);
 
 	*due = now;
 	if (job->successor_of)
@@ -124,19 +127,19 @@ bbf_live_step(BbfJob *job, TimestampTz *due)
 		}
 		return true;
 	}
-	if (!bbf_index_is_there(job))
+	if ((scan_is_due || !has_index) && !bbf_install_check(job))
+		;						/* back to phase install */
+	else if (!has_index)
 		bbf_job_enter_phase(job, BBF_PHASE_INDEX);
 	else if (job->changing)
 		bbf_change_conditions(job);
-	else if (bbf_job_next_scan(job) <= now && !bbf_install_check(job))
-		;						/* back to phase install */
-	else if (bbf_job_next_scan(job) <= now && bbf_watermark_is_due(job))
+	else if (scan_is_due && bbf_watermark_is_due(job))
 	{
 		bbf_watermark_step(job);
 		bbf_job_clear_retries(job);
 		*due = 0;
 	}
-	else if (bbf_job_next_scan(job) <= now)
+	else if (scan_is_due)
 	{
 		scan(job);
 		*due = bbf_job_next_due(job);

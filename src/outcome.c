@@ -142,6 +142,18 @@ record_for(BbfJob *job, const ErrorData *edata, Verdict verdict, bool scan)
 	return record(job, edata, verdict);
 }
 
+/*
+ * Something is not there that the installation was seen to have: somebody has
+ * dropped it since.  The next step checks, and repairs what can be; an error of
+ * that is the one that counts.
+ */
+static bool
+is_worth_a_check(const BbfJob *job, const ErrorData *edata)
+{
+	return job->phase != BBF_PHASE_INSTALL && job->retries == 0 &&
+		(edata->sqlerrcode == ERRCODE_UNDEFINED_TABLE || edata->sqlerrcode == ERRCODE_UNDEFINED_COLUMN);
+}
+
 /* Record an error, in a transaction of its own. */
 static TimestampTz
 record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool scan)
@@ -153,7 +165,7 @@ record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool
 		return 0;
 	job = bbf_job_load(job_name);
 	if (job)					/* else it is untracked meanwhile */
-		due = record_for(job, edata, verdict, scan);
+		due = record_for(job, edata, is_worth_a_check(job, edata) ? RETRY : verdict, scan);
 	bbf_txn_commit();
 	return due;
 }

@@ -14,7 +14,6 @@
 #include "portability/instr_time.h"
 #include "prune.h"
 #include "session.h"
-#include "session.h"
 #include "settle.h"
 #include "shape.h"
 #include "throttle.h"

@@ -42,6 +42,19 @@ WHERE adrelid = 'events'::regclass AND attname = 'has_embedding'
 SQL
 repairs('column dropped', 'ALTER TABLE events DROP has_embedding CASCADE', live_again());
 
+# In the fill, between two batches.
+create_pair($node, source => 'docs', rows => 3000);
+app($node, "BEGIN; SELECT bgw_backfill.track('docs', 'docs_emb', pending_where => \$\$body <> ''\$\$, group_by => 'org'); "
+	  . "SELECT bgw_backfill.configure('docs', 'batch_size', '100'), bgw_backfill.configure('docs', 'batch_sleep', '1h'); COMMIT");
+wait_batches($node, 1, 'docs');
+is(progress($node, 'phase', 'docs'), 'fill', 'in the fill');
+app($node, 'ALTER TABLE docs DROP has_embedding CASCADE');
+app($node, "SELECT bgw_backfill.configure('docs', 'batch_sleep', '0')");
+wait_phase($node, 'live', 'docs');
+job_exact($node, 'column dropped in the fill: repaired', source => 'docs', job => 'docs');
+app($node, "SELECT bgw_backfill.untrack('docs')");
+ok($node->poll_query_until('postgres', 'SELECT count(*) = 1 FROM bgw_backfill.job'), 'one job left');
+
 # Renamed tables and columns of the job's own are found again; wrong flags are a sweep's work.
 repairs('tables renamed', 'ALTER TABLE events RENAME TO events2; ALTER TABLE events_emb RENAME TO events2_emb;'
 	  . 'ALTER TABLE events2 RENAME TO events; ALTER TABLE events2_emb RENAME TO events_emb', $index);
