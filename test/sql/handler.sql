@@ -90,7 +90,7 @@ SELECT f, test.refused(format('SELECT bgw_backfill.configure(''events'', ''handl
 	('an_aggregate'),
 	('with_text'),
 	('other.private'),
-	('no.where'),
+	('public.nowhere'),
 	('nowhere'),
 	(''),
 	('good('),
