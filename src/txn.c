@@ -34,6 +34,7 @@
 #include "nodes/makefuncs.h"
 #include "parser/parser.h"
 #include "pgstat.h"
+#include "replication/syncrep.h"
 #include "session.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
@@ -144,6 +145,21 @@ bbf_txn_commit(void)
 	bbf_txn_disarm();
 	MemoryContextSwitchTo(caller_context);
 	pgstat_report_stat(false);
+}
+
+/*
+ * Commit without waiting for the disk: for a batch of a walk, which is done again
+ * after a crash if its commit was lost, and then with all that it wrote, its cursor
+ * among that.  Whoever saw its rows and commits waits for it as well.  Where standbys
+ * are waited for, so does a batch: that keeps a fill from running ahead of them.
+ */
+void
+bbf_txn_commit_async(void)
+{
+	if (SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
+		(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+	bbf_txn_commit();
 }
 
 /*

@@ -13,6 +13,7 @@ extern Oid	bbf_txn_extension_owner(void);
 /* transactions: background processes only */
 extern bool bbf_txn_begin(void);
 extern void bbf_txn_commit(void);
+extern void bbf_txn_commit_async(void);
 extern void bbf_txn_abort(void);
 extern void bbf_txn_begin_utility(void);
 extern void bbf_txn_utility(const char *sql);

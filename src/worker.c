@@ -125,7 +125,10 @@ walk_step(BbfJob *job)
 	bool		sweep = job->phase != BBF_PHASE_FILL;
 	BbfWalkStep step = sweep ? bbf_verify_step(job) : bbf_fill_step(job);
 
-	bbf_txn_commit();
+	if (step == BBF_WALK_MORE)
+		bbf_txn_commit_async();
+	else
+		bbf_txn_commit();
 	if (step == BBF_WALK_MORE && job->has_skipped)
 		try_skipped(name, sweep);
 	else if (step == BBF_WALK_SKIPPED && (job = bbf_job_begin(name)) != NULL)
