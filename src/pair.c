@@ -18,6 +18,7 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_operator.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "expr.h"
 #include "miscadmin.h"
@@ -175,6 +176,15 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 						   format_type_be(get_atttype(pair->source, pair->source_key_att)),
 						   format_type_be(get_atttype(pair->target, pair->target_key_att))),
 				 errhint("Give both columns the same type, or types of one operator family such as integer and bigint.")));
+	if (op_volatile(eq) != PROVOLATILE_IMMUTABLE)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("source key \"%s\" and target key \"%s\" are not equal for everybody alike",
+						job->source_key, job->target_key),
+				 errdetail("How %s and %s compare depends on settings of the session.",
+						   format_type_be(get_atttype(pair->source, pair->source_key_att)),
+						   format_type_be(get_atttype(pair->target, pair->target_key_att))),
+				 errhint("Give both columns the same type.")));
 	if (skey.collation != tkey.collation)
 		ereport(ERROR,
 				(errcode(ERRCODE_COLLATION_MISMATCH),

@@ -62,6 +62,12 @@ FROM (VALUES ('id', 'number'), ('id', 'small'), ('number', 'id'), ('number', 'sm
 -- arrays of keys are needed, and there are no arrays of arrays
 SELECT left(test.refused($$SELECT bgw_backfill.track('events', 'vectors', source_key => 'list', target_key => 'list')$$), 5);
 
+-- a date is a moment in somebody's time zone
+CREATE TABLE days (day date PRIMARY KEY);
+CREATE TABLE moments (day timestamptz UNIQUE);
+SELECT test.refused($$SELECT bgw_backfill.track('days', 'moments', source_key => 'day', target_key => 'day')$$);
+DROP TABLE days, moments;
+
 -- keys that are not given come from the foreign key, or from the primary key
 CREATE TABLE two_ways (
 	first bigint PRIMARY KEY REFERENCES events,
