@@ -107,9 +107,9 @@ typedef struct BbfMode
 
 	/*
 	 * The batch's statements, and what SPI says to the last three; see walk.c.
-	 * write_range may be NULL, and write_at_once may give NULL.
+	 * write_lacking may be NULL, and write_at_once may give NULL.
 	 */
-	char	   *(*write_range) (const BbfJob *job, const BbfPair *pair, bool bounded);
+	char	   *(*write_lacking) (const BbfJob *job, const BbfPair *pair);
 	char	   *(*candidates) (const BbfJob *job, const BbfPair *pair, bool sweep, bool bounded);
 	char	   *(*lock) (const BbfJob *job, const BbfPair *pair, bool by_key);
 	char	   *(*decide) (const BbfJob *job, const BbfPair *pair);

@@ -188,22 +188,16 @@ if_new(const BbfPair *pair)
  * is there is passed by: it has come meanwhile, which is its writer's business;
  * or its group is wrong, which a sweep corrects under the source row's lock.
  *
- * Of a whole range: the keys without a match come from the two indexes on keys
- * alone, and only their rows are read.
+ * Of keys without a match, which come from the two indexes on keys alone: only
+ * their rows are read.
  */
 char *
-bbf_sidecar_write_range(const BbfJob *job, const BbfPair *pair, bool bounded)
+bbf_sidecar_write_lacking(const BbfJob *job, const BbfPair *pair)
 {
-	char	   *skey = psprintf("s.%s", pair->source_key);
-
-	return psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM"
-					" (SELECT %s AS k FROM ONLY %s s WHERE %s AND %s ORDER BY %s USING %s OFFSET 0) u"
-					" CROSS JOIN LATERAL (SELECT %s FROM ONLY %s s WHERE %s %s u.k%s OFFSET 0) r %s",
-					bbf_sidecar_table(job, pair), columns(pair, ""), columns(pair, "r."),
-					skey, pair->source_sql, bbf_mode_range(skey, pair->key_op, bounded),
-					no_match_in_range(pair, bounded), skey, pair->key_op[BTLessStrategyNumber],
-					columns(pair, "s."), pair->source_sql, skey, pair->key_op[BTEqualStrategyNumber],
-					and_pending(pair), if_new(pair));
+	return psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s WHERE s.%s %s ANY ($1)%s ORDER BY s.%s USING %s %s",
+					bbf_sidecar_table(job, pair), columns(pair, ""), columns(pair, "s."), pair->source_sql,
+					pair->source_key, pair->key_op[BTEqualStrategyNumber], and_pending(pair),
+					pair->source_key, pair->key_op[BTLessStrategyNumber], if_new(pair));
 }
 
 char *
@@ -466,7 +460,7 @@ const BbfMode bbf_mode_sidecar = {
 	.lock = bbf_mode_lock_source,
 	.decide = bbf_sidecar_decide,
 	.undecided = bbf_sidecar_undecided,
-	.write_range = bbf_sidecar_write_range,
+	.write_lacking = bbf_sidecar_write_lacking,
 	.write_at_once = bbf_sidecar_write_at_once,
 	.put_right = bbf_sidecar_put_right,
 	.decide_code = SPI_OK_INSERT,

@@ -12,7 +12,7 @@ extern char *bbf_sidecar_key(const BbfJob *job);
 extern char *bbf_sidecar_candidates(const BbfJob *job, const BbfPair *pair, bool sweep, bool bounded);
 extern char *bbf_sidecar_decide(const BbfJob *job, const BbfPair *pair);
 extern char *bbf_sidecar_undecided(const BbfJob *job, const BbfPair *pair);
-extern char *bbf_sidecar_write_range(const BbfJob *job, const BbfPair *pair, bool bounded);
+extern char *bbf_sidecar_write_lacking(const BbfJob *job, const BbfPair *pair);
 extern char *bbf_sidecar_write_at_once(const BbfJob *job, const BbfPair *pair, bool sweep);
 extern char *bbf_sidecar_put_right(const BbfJob *job, const BbfPair *pair);
 extern char *bbf_sidecar_queue_from(const BbfJob *job, const BbfPair *pair);

@@ -43,6 +43,7 @@
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/resowner.h"
+#include "window.h"
 
 /* how long the quick way may wait for a lock while it holds others */
 #define WRITE_WAIT_MS 10
@@ -156,6 +157,18 @@ lock_candidates(BbfWalk *walk, const RowSet *candidates)
 	bbf_settle_statement(walk->job, walk->mode->lock(walk->job, walk->pair, false),
 						 1, types, values, NULL, SPI_OK_SELECT);
 	return take_rows(walk->pair);
+}
+
+static Datum
+key_array(const BbfPair *pair, const BbfWindow *window)
+{
+	int16		typlen;
+	bool		typbyval;
+	char		typalign;
+
+	get_typlenbyvalalign(pair->key_type, &typlen, &typbyval, &typalign);
+	return PointerGetDatum(construct_array(window->lacking, window->nlacking, pair->key_type,
+										   typlen, typbyval, typalign));
 }
 
 /* From here on rows are locked. */
@@ -346,30 +359,35 @@ nothing_happened(const BbfWalk *walk, uint64 ended_before)
 }
 
 /*
- * The quickest way, where a mode has it: a whole range in one statement.  False:
- * somebody holds a row, and nothing is done.
+ * The quickest way, where a mode has it: read the next keys and what they lack in
+ * one go, and write that.  False: that is not possible, or somebody holds a row, and
+ * nothing is done.  rows: how many were read; end: the last key as text, that of the
+ * walk's end if there were fewer than size.
  */
-static bool
-write_range(BbfWalk *walk, int64 *changed)
+bool
+bbf_settle_window(BbfWalk *walk, int32 size, int64 *rows, char **end, int64 *changed)
 {
 	uint64		ended_before = bbf_txn_ended();
-	Oid			types[] = {walk->pair->key_type, walk->pair->key_type};
-	Datum		values[] = {walk->low, walk->high};
+	Oid			types[] = {get_array_type(walk->pair->key_type)};
+	Datum		values[1];
+	BbfWindow	window = {.size = size};
 	RowSet		written = {0};
-	bool		done;
 
-	if (walk->mode->write_range == NULL)
+	if (walk->mode->write_lacking == NULL || !bbf_window_read(walk, &window))
 		return false;
-	bbf_session_set("enable_nestloop", "off");	/* but where nothing else is possible */
-	done = write_quickly(walk, walk->mode->write_range(walk->job, walk->pair, walk->bounded),
-						 2, types, values, walk->bounded ? NULL : "n ", &written);
-	bbf_session_set("enable_nestloop", "on");
-	if (!done)
-		return false;
+	if (window.nlacking > 0)
+	{
+		values[0] = key_array(walk->pair, &window);
+		if (!write_quickly(walk, walk->mode->write_lacking(walk->job, walk->pair),
+						   1, types, values, NULL, &written))
+			return false;
+	}
 	limit_waits(walk->job);
 	*changed = (int64) written.n;
 	if (written.n > 0 && !nothing_happened(walk, ended_before))
 		*changed -= put_right(walk, &written);
+	*rows = window.rows;
+	*end = window.rows == size ? bbf_pair_key_out(walk->pair, window.end) : walk->job->high_mark;
 	return true;
 }
 
@@ -416,19 +434,12 @@ settle_candidates(BbfWalk *walk, const RowSet *candidates)
 	return changed;
 }
 
-/*
- * Search a range and settle what is found; returns how many rows have changed.
- * thorough: not by the quickest way, which finds only what is missing.
- */
+/* Search a range and settle what is found; returns how many rows have changed. */
 int64
-bbf_settle_range(BbfWalk *walk, bool thorough)
+bbf_settle_range(BbfWalk *walk)
 {
-	int64		changed;
-	RowSet		candidates;
+	RowSet		candidates = find_candidates(walk);
 
-	if (!thorough && write_range(walk, &changed))
-		return changed;
-	candidates = find_candidates(walk);
 	return candidates.n > 0 ? settle_candidates(walk, &candidates) : 0;
 }
 

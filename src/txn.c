@@ -415,6 +415,60 @@ bbf_txn_sql_kept(const char *sql, int nargs, Oid *types, Datum *values,
 	return SPI_processed;
 }
 
+/* Does a kept plan for any parameters fit? */
+static bool
+kept_plan_fits(SPIPlanPtr plan, bool (*fits) (const PlannedStmt *stmt))
+{
+	CachedPlan *cached = SPI_plan_get_cached_plan(plan);
+	bool		result;
+
+	if (cached == NULL)
+		return false;
+	result = list_length(cached->stmt_list) == 1 && fits(linitial_node(PlannedStmt, cached->stmt_list));
+	ReleaseCachedPlan(cached, CurrentResourceOwner);
+	return result;
+}
+
+/*
+ * Run a query by its kept plan, which is one for all parameters, if it fits; its rows
+ * go to dest, which may have enough at any time.  False: it does not, or there is none,
+ * and nothing was run.
+ */
+bool
+bbf_txn_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
+				   bool (*fits) (const PlannedStmt *stmt), DestReceiver *dest)
+{
+	MemoryContext context = CurrentMemoryContext;
+	SPIPlanPtr	plan = kept_plan(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
+	ParamListInfo params = makeParamList(nargs);
+	SPIExecuteOptions options = {.params = params, .read_only = false, .dest = dest};
+	int			rc;
+
+	MemoryContextSwitchTo(context);
+	if (plan == NULL || !kept_plan_fits(plan, fits))
+		return false;
+	for (int i = 0; i < nargs; i++)
+	{
+		params->params[i].value = values[i];
+		params->params[i].isnull = nulls && nulls[i] == 'n';
+		params->params[i].ptype = types[i];
+	}
+	executing++;
+	PG_TRY();
+	{
+		rc = SPI_execute_plan_extended(plan, &options);
+	}
+	PG_FINALLY();
+	{
+		executing--;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	if (rc != SPI_OK_SELECT)
+		elog(ERROR, "SPI returned %s for \"%s\"", SPI_result_code_string(rc), sql);
+	return true;
+}
+
 /* Run a utility statement that may stand in a transaction, as the current user. */
 void
 bbf_txn_ddl(const char *sql)

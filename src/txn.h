@@ -34,6 +34,8 @@ extern uint64 bbf_txn_sql_kept(const char *sql, int nargs, Oid *types, Datum *va
 							   const char *nulls, int expected);
 extern uint64 bbf_txn_sql_latest(const char *sql, int nargs, Oid *types, Datum *values,
 								 const char *nulls, int expected, bool keep);
+extern bool bbf_txn_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
+							   bool (*fits) (const PlannedStmt *stmt), DestReceiver *dest);
 extern void bbf_txn_ddl(const char *sql);
 extern uint64 bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
 							  const char *nulls, int expected);

@@ -165,8 +165,11 @@ bbf_walk_batch(BbfJob *job, bool sweep)
 		return bbf_job_next_skipped(job) ? BBF_WALK_SKIPPED : BBF_WALK_DONE;
 
 	INSTR_TIME_SET_CURRENT(start);
-	batch.rows = next_range(walk, size, &range_end);
-	batch.changed = bbf_settle_range(walk, sweep);
+	if (sweep || !bbf_settle_window(walk, size, &batch.rows, &range_end, &batch.changed))
+	{
+		batch.rows = next_range(walk, size, &range_end);
+		batch.changed = bbf_settle_range(walk);
+	}
 	if (sweep)
 		bbf_session_harden();	/* the owner's triggers may have changed it */
 	if (sweep && walk->mode->stale)
@@ -192,14 +195,20 @@ bbf_walk_pass_batch(BbfJob *job, const char *cursor, const char *end)
 {
 	BbfJob	   *pass = palloc(sizeof(BbfJob));
 	BbfWalk	   *walk;
+	int32		size = bbf_throttle_batch_size(job);
+	int64		rows;
+	int64		changed;
 	char	   *range_end;
 
 	*pass = *job;
 	pass->cursor = cursor ? pstrdup(cursor) : NULL;
 	pass->high_mark = pstrdup(end);
 	walk = make_walk(pass, true);
-	(void) next_range(walk, bbf_throttle_batch_size(job), &range_end);
-	(void) bbf_settle_range(walk, false);
+	if (!bbf_settle_window(walk, size, &rows, &range_end, &changed))
+	{
+		(void) next_range(walk, size, &range_end);
+		(void) bbf_settle_range(walk);
+	}
 	return range_end;
 }
 
