@@ -65,7 +65,7 @@ bench_modes()
 	modes_compare sidecar singles "$singles" "embeddings, single / no trigger" 1.6 "$single_runs"
 	modes_compare sidecar event_bulk 20000 "pending events, bulk / no trigger" 2 "$INSERT_RUNS"
 	modes_compare sidecar event_singles 2000 "pending events, single / no trigger" 2 "$single_runs"
-	modes_compare sidecar textless_bulk 20000 "events without text, bulk / no trigger" 1.1 "$INSERT_RUNS"
+	modes_compare sidecar textless_bulk 20000 "events without text, bulk / no trigger" 1.1 "$single_runs"
 	modes_compare sidecar textless_singles 2000 "events without text, single / none" 1.1 "$single_runs"
 
 	modes_within watermark bulk "$bulk" "embeddings, bulk / no extension"
