@@ -18,7 +18,7 @@
 #include "answered.h"
 #include "catalog/pg_type.h"
 #include "handout.h"
-#include "txn.h"
+#include "sql.h"
 #include "utils/builtins.h"
 
 /* Of these keys, the ones that a claim holds and that do not count as pending.  Returns how many. */
@@ -68,7 +68,7 @@ bbf_answered_note(const char *job, char *const *keys, int n)
 	if (nheld == 0)
 		return;
 	values[1] = bbf_lease_text_array(held, nheld);
-	bbf_txn_catalog("INSERT INTO bgw_backfill.answered (job, key, token)"
+	bbf_sql_catalog("INSERT INTO bgw_backfill.answered (job, key, token)"
 					" SELECT $1, u.k, pg_catalog.nextval('bgw_backfill.claim_token') FROM pg_catalog.unnest($2) u (k)",
 					2, types, values, NULL, SPI_OK_INSERT);
 }
@@ -79,7 +79,7 @@ bbf_answered_drop(const char *job, BbfClaim *claims, int nclaims)
 {
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job)};
-	uint64		n = bbf_txn_catalog_kept("SELECT key, token FROM bgw_backfill.answered WHERE job OPERATOR(pg_catalog.=) $1",
+	uint64		n = bbf_sql_catalog_kept("SELECT key, token FROM bgw_backfill.answered WHERE job OPERATOR(pg_catalog.=) $1",
 									1, types, values, NULL, SPI_OK_SELECT);
 
 	for (uint64 r = 0; r < n; r++)
@@ -112,7 +112,7 @@ bbf_answered_forget(const char *job)
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job)};
 
-	bbf_txn_catalog("DELETE FROM bgw_backfill.answered WHERE job OPERATOR(pg_catalog.=) $1"
+	bbf_sql_catalog("DELETE FROM bgw_backfill.answered WHERE job OPERATOR(pg_catalog.=) $1"
 					" AND noted_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp()"
 					"  OPERATOR(pg_catalog.-) '10 minutes'::pg_catalog.interval)"
 					" AND NOT EXISTS (SELECT FROM bgw_backfill.claim c WHERE c.job OPERATOR(pg_catalog.=) $1"

@@ -19,7 +19,7 @@
 #include "mode.h"
 #include "move.h"
 #include "shmem.h"
-#include "txn.h"
+#include "sql.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/varlena.h"
@@ -99,7 +99,7 @@ insert_job(const BbfJob *job)
 	types[18] = TEXTOID;
 	values[18] = job->handler ? CStringGetTextDatum(job->handler) : (Datum) 0;
 	nulls[18] = job->handler ? ' ' : 'n';
-	if (bbf_txn_catalog("INSERT INTO bgw_backfill.job (job, owner, source_schema, source_name,"
+	if (bbf_sql_catalog("INSERT INTO bgw_backfill.job (job, owner, source_schema, source_name,"
 						" target_schema, target_name, mode, source_key, target_key, flag_column,"
 						" pending_where, match_where, group_by, database_oid, source_oid, target_oid,"
 						" system_id, role_oid, handler) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
@@ -110,7 +110,7 @@ insert_job(const BbfJob *job)
 				 errmsg("job \"%s\" already exists", job->name),
 				 errdetail("It was made, or took the same flag column, at this moment.")));
 	bbf_job_forget_handouts(job->name);
-	bbf_txn_catalog("INSERT INTO bgw_backfill.job_state (job) VALUES ($1)",
+	bbf_sql_catalog("INSERT INTO bgw_backfill.job_state (job) VALUES ($1)",
 					1, types, values, NULL, SPI_OK_INSERT);
 }
 
@@ -205,7 +205,7 @@ update_job(const char *name, const char *assignments, const char *value)
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(name), value ? CStringGetTextDatum(value) : (Datum) 0};
 
-	bbf_txn_catalog(psprintf("UPDATE bgw_backfill.job SET %s WHERE job OPERATOR(pg_catalog.=) $1"
+	bbf_sql_catalog(psprintf("UPDATE bgw_backfill.job SET %s WHERE job OPERATOR(pg_catalog.=) $1"
 							 " OR successor_of OPERATOR(pg_catalog.=) $1",
 							 assignments),
 					value ? 2 : 1, types, values, NULL, SPI_OK_UPDATE);

@@ -19,8 +19,8 @@
 
 #include "attempt.h"
 #include "catalog/pg_type.h"
+#include "sql.h"
 #include "throttle.h"
-#include "txn.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 
@@ -30,7 +30,7 @@ bbf_attempt_any(const char *job)
 {
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job)};
-	bool		any = bbf_txn_catalog_kept("SELECT 1 FROM bgw_backfill.attempt WHERE job OPERATOR(pg_catalog.=) $1 LIMIT 1",
+	bool		any = bbf_sql_catalog_kept("SELECT 1 FROM bgw_backfill.attempt WHERE job OPERATOR(pg_catalog.=) $1 LIMIT 1",
 									  1, types, values, NULL, SPI_OK_SELECT) > 0;
 
 	SPI_freetuptable(SPI_tuptable);
@@ -53,7 +53,7 @@ bbf_attempt_find(const char *job, char *const *keys, int n, int32 *attempts)
 	uint64		found;
 
 	memset(attempts, 0, sizeof(int32) * n);
-	found = bbf_txn_catalog_kept("SELECT u.i, a.attempts, a.quarantined_at IS NOT NULL,"
+	found = bbf_sql_catalog_kept("SELECT u.i, a.attempts, a.quarantined_at IS NOT NULL,"
 							" a.next_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()"
 							" FROM ROWS FROM (pg_catalog.unnest($2)) WITH ORDINALITY u (k, i)"
 							" CROSS JOIN LATERAL (SELECT * FROM bgw_backfill.attempt x WHERE x.job OPERATOR(pg_catalog.=) $1"
@@ -100,7 +100,7 @@ came_back(const char *job, const BbfLeased *rows, int n, const int32 *attempts, 
 	values[4] = PointerGetDatum(construct_array(seconds, n, FLOAT8OID, sizeof(float8), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	values[5] = error ? CStringGetTextDatum(error) : (Datum) 0;
 	values[6] = Int32GetDatum(max_attempts);
-	bbf_txn_catalog_kept("INSERT INTO bgw_backfill.attempt AS a"
+	bbf_sql_catalog_kept("INSERT INTO bgw_backfill.attempt AS a"
 					" (job, key, group_key, attempts, next_at, quarantined_at, last_error, last_error_at)"
 					" SELECT $1, u.k, u.g, u.n, t.now OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => u.s),"
 					"  CASE WHEN u.n OPERATOR(pg_catalog.>=) $7 THEN t.now END, $6, CASE WHEN $6 IS NOT NULL THEN t.now END"
@@ -162,11 +162,11 @@ bbf_attempt_remember(const char *job, const BbfLeased *rows, int n)
 	values[0] = CStringGetTextDatum(job);
 	values[1] = bbf_lease_text_array(keys, n);
 	values[2] = group ? CStringGetTextDatum(group) : (Datum) 0;
-	bbf_txn_catalog_kept("INSERT INTO bgw_backfill.attempt (job, key, group_key, attempts, next_at)"
+	bbf_sql_catalog_kept("INSERT INTO bgw_backfill.attempt (job, key, group_key, attempts, next_at)"
 					" SELECT $1, u.k, $3, 0, pg_catalog.clock_timestamp() FROM pg_catalog.unnest($2) u (k)"
 					" ON CONFLICT DO NOTHING",
 					3, types, values, group ? NULL : "  n", SPI_OK_INSERT);
-	bbf_txn_catalog_kept("UPDATE bgw_backfill.attempt SET group_key = $3 WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+	bbf_sql_catalog_kept("UPDATE bgw_backfill.attempt SET group_key = $3 WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
 						 "SELECT a.ctid FROM bgw_backfill.attempt a WHERE a.job OPERATOR(pg_catalog.=) $1"
 						 " AND a.key OPERATOR(pg_catalog.=) ANY ($2) AND a.group_key IS DISTINCT FROM $3 FOR UPDATE SKIP LOCKED))",
 						 3, types, values, group ? NULL : "  n", SPI_OK_UPDATE);
@@ -184,7 +184,7 @@ bbf_attempt_due(const char *job, const char *group, const BbfLeases *leases, int
 	bbf_lease_taken(leases)};
 	int			n;
 
-	n = (int) bbf_txn_catalog_kept(psprintf("SELECT a.key, a.attempts FROM bgw_backfill.attempt a"
+	n = (int) bbf_sql_catalog_kept(psprintf("SELECT a.key, a.attempts FROM bgw_backfill.attempt a"
 									   " WHERE a.job OPERATOR(pg_catalog.=) $1 AND a.group_key %s AND a.quarantined_at IS NULL"
 									   " AND a.next_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()"
 									   " AND a.key OPERATOR(pg_catalog.<>) ALL ($4) ORDER BY a.next_at LIMIT $3",
@@ -209,7 +209,7 @@ bbf_attempt_forget(const char *job, char *const *keys, int n)
 	Oid			types[] = {TEXTOID, TEXTARRAYOID};
 	Datum		values[] = {CStringGetTextDatum(job), bbf_lease_text_array(keys, n)};
 
-	bbf_txn_catalog_kept("DELETE FROM bgw_backfill.attempt WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+	bbf_sql_catalog_kept("DELETE FROM bgw_backfill.attempt WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
 					"SELECT a.ctid FROM bgw_backfill.attempt a WHERE a.job OPERATOR(pg_catalog.=) $1"
 					" AND a.key OPERATOR(pg_catalog.=) ANY ($2) FOR UPDATE SKIP LOCKED))",
 					2, types, values, NULL, SPI_OK_DELETE);
@@ -222,7 +222,7 @@ bbf_attempt_requeue(const char *job, Datum keys)
 	Oid			types[] = {TEXTOID, TEXTARRAYOID};
 	Datum		values[] = {CStringGetTextDatum(job), keys};
 
-	return (int64) bbf_txn_catalog_kept(psprintf("UPDATE bgw_backfill.attempt SET attempts = 0, quarantined_at = NULL,"
+	return (int64) bbf_sql_catalog_kept(psprintf("UPDATE bgw_backfill.attempt SET attempts = 0, quarantined_at = NULL,"
 											" next_at = pg_catalog.clock_timestamp()"
 											" WHERE job OPERATOR(pg_catalog.=) $1 AND quarantined_at IS NOT NULL%s",
 											keys ? " AND key OPERATOR(pg_catalog.=) ANY ($2)" : ""),
@@ -236,7 +236,7 @@ bbf_attempt_passed(const char *job, const char *group)
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0};
 	List	   *keys = NIL;
-	uint64		n = bbf_txn_catalog_kept(psprintf("SELECT key FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
+	uint64		n = bbf_sql_catalog_kept(psprintf("SELECT key FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
 											 group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
 									2, types, values, group ? NULL : " n", SPI_OK_SELECT);
 
@@ -257,7 +257,7 @@ bbf_attempt_pass(const char *job, const char *group, const char *key)
 	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0,
 	CStringGetTextDatum(key)};
 
-	bbf_txn_catalog_kept(psprintf("WITH gone AS (DELETE FROM bgw_backfill.passed WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+	bbf_sql_catalog_kept(psprintf("WITH gone AS (DELETE FROM bgw_backfill.passed WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
 							 "  SELECT p.ctid FROM bgw_backfill.passed p WHERE p.job OPERATOR(pg_catalog.=) $1 AND p.group_key %s"
 							 "  FOR UPDATE SKIP LOCKED)) RETURNING looked_on)"
 							 " INSERT INTO bgw_backfill.passed (job, group_key, key, looked_on) SELECT $1, $2, $3,"
@@ -277,7 +277,7 @@ bbf_attempt_next_passed(const char *job, double seconds, char **group, char **lo
 	Datum		values[] = {CStringGetTextDatum(job), Float8GetDatum(seconds)};
 	bool		found;
 
-	found = bbf_txn_catalog_kept("SELECT group_key, looked_at FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1"
+	found = bbf_sql_catalog_kept("SELECT group_key, looked_at FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1"
 							" AND (looked_at IS NOT NULL OR looked_on OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp()"
 							"  OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $2)))"
 							" ORDER BY looked_at IS NOT NULL DESC, looked_on LIMIT 1",
@@ -304,12 +304,12 @@ bbf_attempt_looked_below(const char *job, const char *group, const char *key, co
 		key ? CStringGetTextDatum(key) : (Datum) 0, looked_at ? CStringGetTextDatum(looked_at) : (Datum) 0};
 	char		nulls[] = {' ', group ? ' ' : 'n', key ? ' ' : 'n', looked_at ? ' ' : 'n', '\0'};
 
-	bbf_txn_catalog_kept(psprintf("DELETE FROM bgw_backfill.passed WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+	bbf_sql_catalog_kept(psprintf("DELETE FROM bgw_backfill.passed WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
 								  "SELECT p.ctid FROM bgw_backfill.passed p WHERE p.job OPERATOR(pg_catalog.=) $1 AND p.group_key %s"
 								  " FOR UPDATE SKIP LOCKED))",
 								  group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
 						 2, types, values, nulls, SPI_OK_DELETE);
 	if (key)
-		bbf_txn_catalog_kept("INSERT INTO bgw_backfill.passed (job, group_key, key, looked_at) VALUES ($1, $2, $3, $4)",
+		bbf_sql_catalog_kept("INSERT INTO bgw_backfill.passed (job, group_key, key, looked_at) VALUES ($1, $2, $3, $4)",
 						4, types, values, nulls, SPI_OK_INSERT);
 }

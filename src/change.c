@@ -23,7 +23,7 @@
 #include "handout.h"
 #include "install.h"
 #include "mode.h"
-#include "txn.h"
+#include "sql.h"
 #include "utils/builtins.h"
 #include "utils/regproc.h"
 
@@ -70,7 +70,7 @@ bbf_change_request(BbfJob *job, const char *setting, const char *value)
 		canonical = bbf_expr_canonical(value, match ? bbf_job_target(job) : bbf_job_source(job), setting,
 									   match ? NULL : job->flag_column);
 	values[1] = canonical ? CStringGetTextDatum(canonical) : (Datum) 0;
-	bbf_txn_catalog(match ?
+	bbf_sql_catalog(match ?
 					"UPDATE bgw_backfill.job SET new_match_where = $2, changing = true,"
 					" new_pending_where = CASE WHEN changing THEN new_pending_where ELSE pending_where END"
 					" WHERE job OPERATOR(pg_catalog.=) $1" :
@@ -97,7 +97,7 @@ bbf_change_handler(BbfJob *job, const char *value)
 		handler = bbf_handoff_check(function, bbf_pair_load(job));
 	}
 	values[1] = handler ? CStringGetTextDatum(handler) : (Datum) 0;
-	bbf_txn_catalog("UPDATE bgw_backfill.job SET handler = $2 WHERE job OPERATOR(pg_catalog.=) $1",
+	bbf_sql_catalog("UPDATE bgw_backfill.job SET handler = $2 WHERE job OPERATOR(pg_catalog.=) $1",
 					2, types, values, handler ? NULL : " n", SPI_OK_UPDATE);
 }
 

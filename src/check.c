@@ -23,7 +23,7 @@
 #include "identity.h"
 #include "mode.h"
 #include "shape.h"
-#include "txn.h"
+#include "sql.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
@@ -57,7 +57,7 @@ check_name(const BbfJob *job, Oid schema)
 				 errdetail("A job's name has 1 to %d bytes, because its objects are named after it.",
 						   BBF_MAX_JOB_NAME),
 				 errhint("Give a shorter name as job => '...'.")));
-	if (bbf_txn_catalog("SELECT 1 FROM bgw_backfill.job WHERE job OPERATOR(pg_catalog.=) $1",
+	if (bbf_sql_catalog("SELECT 1 FROM bgw_backfill.job WHERE job OPERATOR(pg_catalog.=) $1",
 						1, types, values, NULL, SPI_OK_SELECT) > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
@@ -191,7 +191,7 @@ check_flag_is_free(const BbfJob *job)
 		job->flag_column ? CStringGetTextDatum(job->flag_column) : (Datum) 0,
 	ObjectIdGetDatum(MyDatabaseId)};
 
-	if (job->flag_column && bbf_txn_catalog("SELECT job FROM bgw_backfill.job WHERE source_oid OPERATOR(pg_catalog.=) $1"
+	if (job->flag_column && bbf_sql_catalog("SELECT job FROM bgw_backfill.job WHERE source_oid OPERATOR(pg_catalog.=) $1"
 						" AND flag_column OPERATOR(pg_catalog.=) $2"
 						" AND database_oid OPERATOR(pg_catalog.=) $3",
 						3, types, values, NULL, SPI_OK_SELECT) > 0)

@@ -27,7 +27,6 @@
 #include "parser/parser.h"
 #include "session.h"
 #include "shape.h"
-#include "txn.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"

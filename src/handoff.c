@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "session.h"
 #include "shape.h"
+#include "sql.h"
 #include "throttle.h"
 #include "txn.h"
 #include "upkeep.h"
@@ -133,7 +134,7 @@ call(const BbfHandout *handout)
 		handout->group ? CStringGetTextDatum(handout->group) : (Datum) 0,
 	key_array(handout), Int64GetDatum(handout->token)};
 
-	bbf_txn_sql(psprintf("SELECT %s($1, $2, $3, $4)", handler_name(job, handout->pair)),
+	bbf_sql_run(psprintf("SELECT %s($1, $2, $3, $4)", handler_name(job, handout->pair)),
 				4, types, values, handout->group ? NULL : " n  ", SPI_OK_SELECT);
 	SPI_freetuptable(SPI_tuptable);
 	bbf_session_harden();		/* it may have changed it; what the commit runs is as unaware of that */
@@ -146,7 +147,7 @@ groups_to_avoid(const Handoff *handoff)
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(handoff->job_name)};
 	List	   *avoid = list_copy(handoff->called);
-	uint64		n = bbf_txn_catalog("SELECT group_key FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1"
+	uint64		n = bbf_sql_catalog("SELECT group_key FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1"
 									" AND next_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()",
 									1, types, values, NULL, SPI_OK_SELECT);
 
@@ -163,7 +164,7 @@ forget_wait(const char *job, const char *group)
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0};
 
-	bbf_txn_catalog(psprintf("DELETE FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
+	bbf_sql_catalog(psprintf("DELETE FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
 							 group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
 					2, types, values, group ? NULL : " n", SPI_OK_DELETE);
 }
@@ -175,7 +176,7 @@ bbf_handoff_forget_waits(const char *job_name)
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job_name)};
 
-	bbf_txn_catalog("DELETE FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND next_at"
+	bbf_sql_catalog("DELETE FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND next_at"
 					" OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 hour'::pg_catalog.interval)",
 					1, types, values, NULL, SPI_OK_DELETE);
 }
@@ -264,13 +265,13 @@ record_failure(const Handoff *handoff, const ErrorData *edata)
 			 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
 			 edata->context ? errcontext_msg("%s", edata->context) : 0));
 	values[2] = CStringGetTextDatum(message);
-	bbf_txn_catalog(psprintf("SELECT failures FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
+	bbf_sql_catalog(psprintf("SELECT failures FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
 							 handoff->group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
 					2, types, values, nulls, SPI_OK_SELECT);
 	values[3] = Float8GetDatum(bbf_throttle_retry_delay(SPI_processed > 0 ?
 														atoi(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)) : 0) / 1000.0);
 	SPI_freetuptable(SPI_tuptable);
-	bbf_txn_catalog("INSERT INTO bgw_backfill.group_wait AS g (job, group_key, failures, next_at, last_error)"
+	bbf_sql_catalog("INSERT INTO bgw_backfill.group_wait AS g (job, group_key, failures, next_at, last_error)"
 					" VALUES ($1, $2, 1, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $4), $3)"
 					" ON CONFLICT (job, group_key) DO UPDATE SET failures = g.failures OPERATOR(pg_catalog.+) 1,"
 					"  next_at = excluded.next_at, last_error = excluded.last_error",

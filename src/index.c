@@ -20,6 +20,7 @@
 #include "postmaster/autovacuum.h"
 #include "shmem.h"
 #include "session.h"
+#include "sql.h"
 #include "txn.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -143,7 +144,7 @@ finish(const char *job_name)
 	if (job && job->phase == BBF_PHASE_INDEX && bbf_index_is_there(job))
 	{
 		if (bbf_mode_lookup(job->mode)->pending_index)
-			bbf_txn_ddl(psprintf("COMMENT ON INDEX %s IS %s",
+			bbf_sql_ddl(psprintf("COMMENT ON INDEX %s IS %s",
 							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(bbf_job_source(job))),
 														bbf_job_object(job, "pending_idx")),
 							 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill",

@@ -19,6 +19,7 @@
 #include "install.h"
 #include "miscadmin.h"
 #include "mode.h"
+#include "sql.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "txn.h"
@@ -102,7 +103,7 @@ drop_triggers(const BbfJob *job, Oid relid, const char *table_sql, List *keep)
 	}
 	table_close(rel, NoLock);
 	foreach(lc, drop)
-		bbf_txn_ddl(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(lc)), table_sql));
+		bbf_sql_ddl(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(lc)), table_sql));
 }
 
 /* Make a trigger that is missing or not as it should be. */
@@ -113,10 +114,10 @@ make_trigger(const BbfTriggerDef *def, const BbfJob *job, const BbfPair *pair)
 
 	if (trigger_is_there(def, job->name))
 		return;
-	bbf_txn_ddl(psprintf("DROP TRIGGER IF EXISTS %s ON %s", quote_identifier(def->name), table));
-	bbf_txn_ddl(def->sql);
+	bbf_sql_ddl(psprintf("DROP TRIGGER IF EXISTS %s ON %s", quote_identifier(def->name), table));
+	bbf_sql_ddl(def->sql);
 	if (def->enabled != TRIGGER_FIRES_ON_ORIGIN)
-		bbf_txn_ddl(psprintf("ALTER TABLE %s ENABLE %s TRIGGER %s", table,
+		bbf_sql_ddl(psprintf("ALTER TABLE %s ENABLE %s TRIGGER %s", table,
 					 def->enabled == TRIGGER_FIRES_ON_REPLICA ? "REPLICA" : "ALWAYS",
 					 quote_identifier(def->name)));
 }
@@ -164,7 +165,7 @@ static void
 lock_table(const char *table_sql, LOCKMODE mode, int timeout_ms)
 {
 	bbf_txn_lock_timeout(timeout_ms);
-	bbf_txn_ddl(psprintf("LOCK TABLE ONLY %s IN %s MODE", table_sql,
+	bbf_sql_ddl(psprintf("LOCK TABLE ONLY %s IN %s MODE", table_sql,
 				 mode == AccessExclusiveLock ? "ACCESS EXCLUSIVE" : "SHARE ROW EXCLUSIVE"));
 }
 
@@ -191,8 +192,8 @@ bbf_install_lock_alone(const BbfJob *job)
 static void
 make_view(const BbfJob *job, const BbfPair *pair)
 {
-	bbf_txn_ddl(bbf_install_view_sql(job, pair));
-	bbf_txn_ddl(psprintf("COMMENT ON VIEW %s IS %s", view_name(job, pair),
+	bbf_sql_ddl(bbf_install_view_sql(job, pair));
+	bbf_sql_ddl(psprintf("COMMENT ON VIEW %s IS %s", view_name(job, pair),
 						 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))));
 }
 
@@ -309,7 +310,7 @@ drop_leftovers(const BbfJob *job)
 		Oid			relid = get_relname_relid(name, schema);
 
 		if (OidIsValid(relid) && bbf_pair_owner(relid) == GetUserId() && !shares_table(job))
-			bbf_txn_ddl(psprintf("DROP %s %s", get_rel_relkind(relid) == RELKIND_VIEW ? "VIEW" : "TABLE",
+			bbf_sql_ddl(psprintf("DROP %s %s", get_rel_relkind(relid) == RELKIND_VIEW ? "VIEW" : "TABLE",
 								 quote_qualified_identifier(job->source_schema, name)));
 	}
 }
@@ -336,7 +337,7 @@ bbf_install_undo(BbfJob *job)
 				   Max(Min(timeout, DeadlockTimeout) / 2, 1));
 		drop_triggers(job, pair->source, pair->source_sql, NIL);
 		if (job->successor_of == NULL && job->drop_objects && OidIsValid(find_view(job, pair)))
-			bbf_txn_ddl(psprintf("DROP VIEW %s", view_name(job, pair)));
+			bbf_sql_ddl(psprintf("DROP VIEW %s", view_name(job, pair)));
 		if (!shares_table(job))
 			mode->uninstall(job, pair);
 	}

@@ -10,6 +10,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "job.h"
+#include "sql.h"
 #include "throttle.h"
 #include "txn.h"
 #include "utils/builtins.h"
@@ -155,7 +156,7 @@ bbf_job_load(const char *name)
 	Datum		values[] = {CStringGetTextDatum(name)};
 	BbfJob	   *job;
 
-	if (bbf_txn_catalog_kept("SELECT j.*, s.*, pg_catalog.array_to_string(j.settings, ',') AS settings_text,"
+	if (bbf_sql_catalog_kept("SELECT j.*, s.*, pg_catalog.array_to_string(j.settings, ',') AS settings_text,"
 						" EXISTS (SELECT FROM bgw_backfill.job_skipped k"
 						"  WHERE k.job OPERATOR(pg_catalog.=) j.job) AS has_skipped"
 						" FROM bgw_backfill.job j"
@@ -192,7 +193,7 @@ List *
 bbf_job_names(void)
 {
 	List	   *names = NIL;
-	uint64		n = bbf_txn_catalog("SELECT job FROM bgw_backfill.job ORDER BY created_at, job",
+	uint64		n = bbf_sql_catalog("SELECT job FROM bgw_backfill.job ORDER BY created_at, job",
 									0, NULL, NULL, NULL, SPI_OK_SELECT);
 
 	for (uint64 i = 0; i < n; i++)
@@ -284,7 +285,7 @@ bbf_job_successor(const char *name)
 	Datum		values[] = {CStringGetTextDatum(name)};
 	char	   *successor = NULL;
 
-	if (bbf_txn_catalog("SELECT job FROM bgw_backfill.job WHERE successor_of OPERATOR(pg_catalog.=) $1",
+	if (bbf_sql_catalog("SELECT job FROM bgw_backfill.job WHERE successor_of OPERATOR(pg_catalog.=) $1",
 						1, types, values, NULL, SPI_OK_SELECT) > 0)
 		successor = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	SPI_freetuptable(SPI_tuptable);

@@ -18,7 +18,7 @@
 #include "job.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
-#include "txn.h"
+#include "sql.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 
@@ -34,7 +34,7 @@ update_state(const char *name, const char *assignments, const char *condition,
 					 assignments, condition);
 	types[0] = TEXTOID;
 	values[0] = CStringGetTextDatum(name);
-	return bbf_txn_catalog(sql.data, nargs, types, values, nulls, SPI_OK_UPDATE) > 0;
+	return bbf_sql_catalog(sql.data, nargs, types, values, nulls, SPI_OK_UPDATE) > 0;
 }
 
 /*
@@ -168,7 +168,7 @@ bbf_job_change_conditions(const BbfJob *job)
 	Oid			types[1] = {TEXTOID};
 	Datum		values[1] = {CStringGetTextDatum(job->name)};
 
-	bbf_txn_catalog("UPDATE bgw_backfill.job SET pending_where = new_pending_where, match_where = new_match_where,"
+	bbf_sql_catalog("UPDATE bgw_backfill.job SET pending_where = new_pending_where, match_where = new_match_where,"
 					" changing = false, new_pending_where = NULL, new_match_where = NULL,"
 					" verify_requests = verify_requests OPERATOR(pg_catalog.+) 1 WHERE job OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, SPI_OK_UPDATE);
@@ -243,7 +243,7 @@ bbf_job_rename(BbfJob *job, Oid source, Oid target)
 		strcmp(job->source_schema, names[0]) == 0 && strcmp(job->source_name, names[1]) == 0 &&
 		strcmp(job->target_schema, names[2]) == 0 && strcmp(job->target_name, names[3]) == 0)
 		return;
-	bbf_txn_catalog("UPDATE bgw_backfill.job SET source_oid = $2, target_oid = $3,"
+	bbf_sql_catalog("UPDATE bgw_backfill.job SET source_oid = $2, target_oid = $3,"
 					" source_schema = $4, source_name = $5, target_schema = $6, target_name = $7,"
 					" database_oid = $8, system_id = $9"
 					" WHERE job OPERATOR(pg_catalog.=) $1",
@@ -267,13 +267,13 @@ bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner)
 	CStringGetTextDatum(GetUserNameFromId(owner, false)), ObjectIdGetDatum(owner)};
 
 	bbf_job_rename(job, source, target);
-	bbf_txn_catalog("UPDATE bgw_backfill.job SET owner = $2, role_oid = $3"
+	bbf_sql_catalog("UPDATE bgw_backfill.job SET owner = $2, role_oid = $3"
 					" WHERE job OPERATOR(pg_catalog.=) $1",
 					3, types, values, NULL, SPI_OK_UPDATE);
 	/* what was handed out there is not handed out here */
-	bbf_txn_catalog("DELETE FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1",
+	bbf_sql_catalog("DELETE FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, SPI_OK_DELETE);
-	bbf_txn_catalog("DELETE FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1",
+	bbf_sql_catalog("DELETE FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, SPI_OK_DELETE);
 	/* transaction ids and files of another server mean nothing here */
 	update_state(job->name,
@@ -400,7 +400,7 @@ delete_from(const char *name, const char *const *tables, int n)
 	Datum		values[] = {CStringGetTextDatum(name)};
 
 	for (int i = 0; i < n; i++)
-		bbf_txn_catalog(psprintf("DELETE FROM bgw_backfill.%s WHERE job OPERATOR(pg_catalog.=) $1", tables[i]),
+		bbf_sql_catalog(psprintf("DELETE FROM bgw_backfill.%s WHERE job OPERATOR(pg_catalog.=) $1", tables[i]),
 						1, types, values, NULL, SPI_OK_DELETE);
 }
 
@@ -433,7 +433,7 @@ bbf_job_skip(const BbfJob *job, const char *key)
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job->name), CStringGetTextDatum(key)};
 
-	bbf_txn_catalog("INSERT INTO bgw_backfill.job_skipped (job, key) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+	bbf_sql_catalog("INSERT INTO bgw_backfill.job_skipped (job, key) VALUES ($1, $2) ON CONFLICT DO NOTHING",
 					2, types, values, NULL, SPI_OK_INSERT);
 }
 
@@ -448,7 +448,7 @@ bbf_job_next_skipped(const BbfJob *job)
 	Datum		values[] = {CStringGetTextDatum(job->name)};
 	char	   *key;
 
-	if (bbf_txn_catalog("SELECT key FROM bgw_backfill.job_skipped WHERE job OPERATOR(pg_catalog.=) $1"
+	if (bbf_sql_catalog("SELECT key FROM bgw_backfill.job_skipped WHERE job OPERATOR(pg_catalog.=) $1"
 						" ORDER BY pg_catalog.random() LIMIT 1",
 						1, types, values, NULL, SPI_OK_SELECT) == 0)
 		return NULL;
@@ -464,7 +464,7 @@ bbf_job_unskip(const BbfJob *job, const char *key)
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job->name), CStringGetTextDatum(key)};
 
-	bbf_txn_catalog("DELETE FROM bgw_backfill.job_skipped WHERE job OPERATOR(pg_catalog.=) $1"
+	bbf_sql_catalog("DELETE FROM bgw_backfill.job_skipped WHERE job OPERATOR(pg_catalog.=) $1"
 					" AND key OPERATOR(pg_catalog.=) $2",
 					2, types, values, NULL, SPI_OK_DELETE);
 }

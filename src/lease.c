@@ -36,8 +36,8 @@
 #include "common/hashfn.h"
 #include "lease.h"
 #include "miscadmin.h"
+#include "sql.h"
 #include "storage/lock.h"
-#include "txn.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -219,7 +219,7 @@ add_committed(BbfLeases *leases, const char *job, int *allocated)
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job)};
 	int			known = leases->nclaims;
-	uint64		n = bbf_txn_catalog_kept("SELECT * FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1"
+	uint64		n = bbf_sql_catalog_kept("SELECT * FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1"
 									" AND keys OPERATOR(pg_catalog.<>) '{}'",
 									1, types, values, NULL, SPI_OK_SELECT);
 
@@ -283,7 +283,7 @@ bbf_lease_read(const char *job)
 								HASH_ELEM | HASH_FUNCTION | HASH_COMPARE | HASH_CONTEXT);
 	leases->claims = palloc(sizeof(BbfClaim) * allocated);
 
-	if (bbf_txn_catalog_kept("SELECT token, last_group FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1"
+	if (bbf_sql_catalog_kept("SELECT token, last_group FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1"
 						" ORDER BY token DESC LIMIT 1", 1, types, values, NULL, SPI_OK_SELECT) > 0)
 	{
 		newest = DatumGetInt64(attribute(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, "token"));
@@ -371,7 +371,7 @@ bbf_lease_insert(const char *job, const BbfLeased *rows, int n, int64 lease_ms,
 	int64		token;
 
 	row_columns(rows, n, NULL, values + 1);
-	bbf_txn_catalog_kept("INSERT INTO bgw_backfill.claim"
+	bbf_sql_catalog_kept("INSERT INTO bgw_backfill.claim"
 					" (token, job, claimed_by, expires_at, granted, keys, group_keys, attempts, last_group, stale_pruned)"
 					" VALUES (pg_catalog.nextval('bgw_backfill.claim_token'), $1, $8, pg_catalog.clock_timestamp()"
 					"  OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $5),"
@@ -393,7 +393,7 @@ bbf_lease_lock_claim(const char *job, int64 token, bool expired)
 	Datum		values[] = {CStringGetTextDatum(job), Int64GetDatum(token)};
 	BbfClaim   *claim = NULL;
 
-	if (bbf_txn_catalog_kept(psprintf("SELECT * FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1"
+	if (bbf_sql_catalog_kept(psprintf("SELECT * FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1"
 								 " AND token OPERATOR(pg_catalog.=) $2%s",
 								 expired ? " AND expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()"
 								 " FOR UPDATE SKIP LOCKED" : " FOR UPDATE"),
@@ -418,7 +418,7 @@ bbf_lease_open(const char *job, const char *after, int limit, int64 **tokens)
 {
 	Oid			types[] = {TEXTOID, INT8OID, INT8OID};
 	Datum		values[] = {CStringGetTextDatum(job), Int64GetDatum(after ? strtoll(after, NULL, 10) : 0), Int64GetDatum(limit)};
-	int			n = (int) bbf_txn_catalog_kept("SELECT token FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1"
+	int			n = (int) bbf_sql_catalog_kept("SELECT token FROM bgw_backfill.claim WHERE job OPERATOR(pg_catalog.=) $1"
 										  " AND keys OPERATOR(pg_catalog.<>) '{}' AND token OPERATOR(pg_catalog.>) $2"
 										  " ORDER BY token LIMIT $3 FOR UPDATE SKIP LOCKED",
 										  3, types, values, NULL, SPI_OK_SELECT);
@@ -438,7 +438,7 @@ bbf_lease_keep(const BbfClaim *claim, const bool *keep)
 	Datum		values[4] = {Int64GetDatum(claim->token)};
 
 	row_columns(claim->rows, keep ? claim->n : 0, keep, values + 1);
-	bbf_txn_catalog_kept("UPDATE bgw_backfill.claim SET keys = $2, group_keys = $3, attempts = $4"
+	bbf_sql_catalog_kept("UPDATE bgw_backfill.claim SET keys = $2, group_keys = $3, attempts = $4"
 					" WHERE token OPERATOR(pg_catalog.=) $1",
 					4, types, values, NULL, SPI_OK_UPDATE);
 }
@@ -450,7 +450,7 @@ bbf_lease_empty(const char *job, int64 token, int n)
 	Oid			types[] = {INT8OID, INT4OID};
 	Datum		values[] = {Int64GetDatum(token), Int32GetDatum(n)};
 
-	bbf_txn_catalog_kept("UPDATE bgw_backfill.claim SET keys = '{}', group_keys = '{}', attempts = '{}'"
+	bbf_sql_catalog_kept("UPDATE bgw_backfill.claim SET keys = '{}', group_keys = '{}', attempts = '{}'"
 					" WHERE token OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT c.token FROM bgw_backfill.claim c"
 					"  WHERE c.token OPERATOR(pg_catalog.=) $1 AND pg_catalog.cardinality(c.keys) OPERATOR(pg_catalog.=) $2"
 					"  FOR UPDATE SKIP LOCKED))",
@@ -465,7 +465,7 @@ bbf_lease_extend(int64 token, int64 lease_ms)
 	Datum		values[] = {Int64GetDatum(token), Float8GetDatum(lease_ms / 1000.0)};
 	TimestampTz expires_at;
 
-	bbf_txn_catalog_kept("UPDATE bgw_backfill.claim SET expires_at = pg_catalog.clock_timestamp()"
+	bbf_sql_catalog_kept("UPDATE bgw_backfill.claim SET expires_at = pg_catalog.clock_timestamp()"
 					" OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $2)"
 					" WHERE token OPERATOR(pg_catalog.=) $1 RETURNING expires_at",
 					2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
@@ -485,7 +485,7 @@ bbf_lease_forget_answered(const char *job)
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job)};
 
-	bbf_txn_catalog_kept("WITH gone AS (DELETE FROM bgw_backfill.claim c WHERE c.token OPERATOR(pg_catalog.=) ANY (ARRAY("
+	bbf_sql_catalog_kept("WITH gone AS (DELETE FROM bgw_backfill.claim c WHERE c.token OPERATOR(pg_catalog.=) ANY (ARRAY("
 					"  SELECT o.token FROM bgw_backfill.claim o WHERE o.job OPERATOR(pg_catalog.=) $1"
 					"  AND o.keys OPERATOR(pg_catalog.=) '{}' AND o.expires_at OPERATOR(pg_catalog.<) pg_catalog.clock_timestamp()"
 					"  AND o.token OPERATOR(pg_catalog.<) (SELECT pg_catalog.max(n.token) FROM bgw_backfill.claim n"

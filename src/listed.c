@@ -16,7 +16,7 @@
 #include "miscadmin.h"
 #include "served.h"
 #include "session.h"
-#include "txn.h"
+#include "sql.h"
 #include "utils/array.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -100,7 +100,7 @@ bbf_listed_read(BbfListed *listed, BbfListedFrom from, Datum group, Datum key, i
 
 	if (listed->looks[from] == NULL)
 		listed->looks[from] = look(listed, from);
-	return bbf_txn_sql_latest(listed->looks[from], 3, types, values, nulls, SPI_OK_SELECT, true);
+	return bbf_sql_run_latest(listed->looks[from], 3, types, values, nulls, SPI_OK_SELECT, true);
 }
 
 static Datum
@@ -144,7 +144,7 @@ bbf_listed_among(BbfListed *listed, const Datum *keys, int n, bool only_matches)
 						 mode->queue_from(listed->job, pair), pair->source_key,
 						 pair->key_op[BTEqualStrategyNumber], pair->source_key);
 	values[0] = key_array(pair, keys, n);
-	found = bbf_txn_sql_latest(sql.data, 1, types, values, NULL, SPI_OK_SELECT, true);
+	found = bbf_sql_run_latest(sql.data, 1, types, values, NULL, SPI_OK_SELECT, true);
 	for (uint64 r = 0; r < found; r++)
 	{
 		bool		isnull;
@@ -174,13 +174,13 @@ bbf_listed_prune(BbfListed *listed, const Datum *keys, int n)
 		return 0;
 	table = listed->mode->table(listed->job, pair);
 	values[0] = key_array(pair, keys, n);
-	bbf_txn_sql_latest(psprintf("SELECT pg_catalog.array_agg(x.ctid) FROM (SELECT d.ctid FROM ONLY %s d WHERE d.%s %s ANY ($1)"
+	bbf_sql_run_latest(psprintf("SELECT pg_catalog.array_agg(x.ctid) FROM (SELECT d.ctid FROM ONLY %s d WHERE d.%s %s ANY ($1)"
 								" FOR UPDATE SKIP LOCKED) x", table, pair->source_key, pair->key_op[BTEqualStrategyNumber]),
 					   1, types, values, NULL, SPI_OK_SELECT, true);
 	values[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	if (isnull)
 		return 0;
-	return (int64) bbf_txn_sql_latest(psprintf("DELETE FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=) ANY ($1) AND %s",
+	return (int64) bbf_sql_run_latest(psprintf("DELETE FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=) ANY ($1) AND %s",
 											   table, listed->mode->stale(listed->job, pair)),
 									  1, places, values, NULL, SPI_OK_DELETE, true);
 }

@@ -12,6 +12,7 @@
 #include "mode_column.h"
 #include "rewrite/prs2lock.h"
 #include "shape.h"
+#include "sql.h"
 #include "trigger_defs.h"
 #include "txn.h"
 #include "utils/builtins.h"
@@ -207,13 +208,13 @@ bbf_column_install(BbfJob *job, const BbfPair *pair)
 
 	if (!exists)
 	{
-		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s ADD COLUMN %s pg_catalog.bool NOT NULL DEFAULT true",
+		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s ADD COLUMN %s pg_catalog.bool NOT NULL DEFAULT true",
 					 pair->source_sql, bbf_column_flag(job)));
-		bbf_txn_ddl(psprintf("COMMENT ON COLUMN %s.%s IS %s", pair->source_sql, bbf_column_flag(job),
+		bbf_sql_ddl(psprintf("COMMENT ON COLUMN %s.%s IS %s", pair->source_sql, bbf_column_flag(job),
 					 quote_literal_cstr(flag_comment(job))));
 	}
 	if (!exists || !bbf_shape_default_is_false(pair->source, att.attnum))
-		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET DEFAULT false",
+		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET DEFAULT false",
 					 pair->source_sql, bbf_column_flag(job)));
 	/* a table that was made anew may have brought a column of its own */
 	if (!exists || (job->flag_added && !has_our_comment(job, pair->source, att.attnum)))
@@ -232,7 +233,7 @@ static void
 drop_constraint(const BbfJob *job, const BbfPair *pair)
 {
 	if (!job->flag_added && bbf_shape_has_constraint(pair->source, constraint_name(job)))
-		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s DROP CONSTRAINT %s", pair->source_sql,
+		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s DROP CONSTRAINT %s", pair->source_sql,
 					 quote_identifier(constraint_name(job))));
 }
 
@@ -245,9 +246,9 @@ bbf_column_uninstall(const BbfJob *job, const BbfPair *pair)
 	if (!job->drop_objects)
 		return;
 	if (job->flag_added && bbf_column_flag_attribute(job, pair->source, &att))
-		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s DROP COLUMN %s", pair->source_sql, bbf_column_flag(job)));
+		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s DROP COLUMN %s", pair->source_sql, bbf_column_flag(job)));
 	else
-		bbf_txn_ddl(psprintf("DROP INDEX IF EXISTS %s",
+		bbf_sql_ddl(psprintf("DROP INDEX IF EXISTS %s",
 					 quote_qualified_identifier(pair->schema, bbf_job_object(job, "pending_idx"))));
 }
 
@@ -275,7 +276,7 @@ validate(const BbfJob *job, const BbfPair *pair)
 	{
 		if (begin_ddl(job))
 		{
-			bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s VALIDATE CONSTRAINT %s", pair->source_sql,
+			bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s VALIDATE CONSTRAINT %s", pair->source_sql,
 						 quote_identifier(constraint_name(job))));
 			bbf_txn_commit();
 		}
@@ -323,7 +324,7 @@ bbf_column_finish_fill(BbfJob *job)
 		return true;
 	}
 	if (!bbf_shape_has_constraint(pair->source, constraint_name(job)))
-		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s CHECK (%s IS NOT NULL) NOT VALID",
+		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s CHECK (%s IS NOT NULL) NOT VALID",
 					 pair->source_sql, quote_identifier(constraint_name(job)), bbf_column_flag(job)));
 	bbf_txn_commit();
 
@@ -331,7 +332,7 @@ bbf_column_finish_fill(BbfJob *job)
 	if (!begin_ddl(job))
 		return true;
 	if (valid)
-		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET NOT NULL",
+		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET NOT NULL",
 					 pair->source_sql, bbf_column_flag(job)));
 	drop_constraint(job, pair);
 	bbf_txn_commit();

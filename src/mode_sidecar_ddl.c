@@ -16,8 +16,8 @@
 #include "expr.h"
 #include "mode_sidecar.h"
 #include "shape.h"
+#include "sql.h"
 #include "trigger_defs.h"
-#include "txn.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -166,7 +166,7 @@ copy_grants(const BbfJob *job, const BbfPair *pair)
 	table_close(source, NoLock);
 	if (row_security)
 		return;
-	n = bbf_txn_sql("SELECT DISTINCT $2 OPERATOR(pg_catalog.||) CASE a.grantee WHEN 0 THEN 'PUBLIC'"
+	n = bbf_sql_run("SELECT DISTINCT $2 OPERATOR(pg_catalog.||) CASE a.grantee WHEN 0 THEN 'PUBLIC'"
 					" ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END"
 					" FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a"
 					" WHERE c.oid OPERATOR(pg_catalog.=) $1 AND a.privilege_type OPERATOR(pg_catalog.=) 'SELECT'"
@@ -176,7 +176,7 @@ copy_grants(const BbfJob *job, const BbfPair *pair)
 		grants = lappend(grants, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
 	SPI_freetuptable(SPI_tuptable);
 	foreach(lc, grants)
-		bbf_txn_ddl(lfirst(lc));
+		bbf_sql_ddl(lfirst(lc));
 }
 
 /* Make the table, or those of its indexes that are not there. */
@@ -187,21 +187,21 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 
 	if (!OidIsValid(find_sidecar(job, pair)))
 	{
-		bbf_txn_ddl(psprintf("CREATE TABLE %s (%s NOT NULL, %s%s%s pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now())"
+		bbf_sql_ddl(psprintf("CREATE TABLE %s (%s NOT NULL, %s%s%s pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now())"
 							 " WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000,"
 							 " autovacuum_analyze_scale_factor = 0.1, autovacuum_analyze_threshold = 1000)",
 							 table, column_like(pair->source, job->source_key),
 							 job->group_by ? column_like(pair->source, job->group_by) : "",
 							 job->group_by ? ", " : "", ENQUEUED_AT));
-		bbf_txn_ddl(psprintf("COMMENT ON TABLE %s IS %s", table,
+		bbf_sql_ddl(psprintf("COMMENT ON TABLE %s IS %s", table,
 							 quote_literal_cstr(psprintf("keys of the pending rows of job %s, kept by bgw_backfill", bbf_job_display_name(job)))));
 		copy_grants(job, pair);
 	}
 	if (!has_index(job, pair, "sidecar_key"))
-		bbf_txn_ddl(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s PRIMARY KEY (%s)", table,
+		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s PRIMARY KEY (%s)", table,
 							 quote_identifier(bbf_job_object(job, "sidecar_key")), pair->source_key));
 	if (pair->group_by && !has_index(job, pair, "sidecar_idx"))
-		bbf_txn_ddl(psprintf("CREATE INDEX %s ON ONLY %s (%s, %s)",
+		bbf_sql_ddl(psprintf("CREATE INDEX %s ON ONLY %s (%s, %s)",
 							 quote_identifier(bbf_job_object(job, "sidecar_idx")), table,
 							 pair->group_by, pair->source_key));
 }
@@ -212,7 +212,7 @@ bbf_sidecar_uninstall(const BbfJob *job, const BbfPair *pair)
 	Oid			sidecar = find_sidecar(job, pair);
 
 	if (job->drop_objects && OidIsValid(sidecar) && get_rel_relkind(sidecar) == RELKIND_RELATION)
-		bbf_txn_ddl(psprintf("DROP TABLE %s", bbf_sidecar_table(job, pair)));
+		bbf_sql_ddl(psprintf("DROP TABLE %s", bbf_sidecar_table(job, pair)));
 }
 
 LOCKMODE

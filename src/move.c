@@ -22,9 +22,9 @@
 #include "install.h"
 #include "mode.h"
 #include "move.h"
+#include "sql.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
-#include "txn.h"
 #include "utils/builtins.h"
 #include "wake.h"
 
@@ -39,7 +39,7 @@ insert_successor(const BbfJob *job, const BbfJob *successor)
 	Datum		values[] = {CStringGetTextDatum(job->name), CStringGetTextDatum(successor->mode),
 	successor->flag_column ? CStringGetTextDatum(successor->flag_column) : (Datum) 0};
 
-	if (bbf_txn_catalog("INSERT INTO bgw_backfill.job (job, successor_of, owner, role_oid, database_oid, system_id,"
+	if (bbf_sql_catalog("INSERT INTO bgw_backfill.job (job, successor_of, owner, role_oid, database_oid, system_id,"
 						" source_oid, target_oid, source_schema, source_name, target_schema, target_name, mode,"
 						" source_key, target_key, flag_column, pending_where, match_where, group_by, settings, paused)"
 						" SELECT '~' OPERATOR(pg_catalog.||) pg_catalog.md5(j.job), j.job, j.owner, j.role_oid,"
@@ -54,7 +54,7 @@ insert_successor(const BbfJob *job, const BbfJob *successor)
 				 errdetail("Or another job took the same flag column at this moment."),
 				 errhint("Wait until bgw_backfill.progress shows no rebuilding, or give it up with bgw_backfill.configure('%s', 'mode', '%s').",
 						 job->name, job->mode)));
-	bbf_txn_catalog("INSERT INTO bgw_backfill.job_state (job) SELECT j.job FROM bgw_backfill.job j"
+	bbf_sql_catalog("INSERT INTO bgw_backfill.job_state (job) SELECT j.job FROM bgw_backfill.job j"
 					" WHERE j.successor_of OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, SPI_OK_INSERT);
 }
@@ -68,7 +68,7 @@ give_up(const BbfJob *job)
 	char	   *successor = bbf_job_successor(job->name);
 
 	if (successor == NULL ||
-		bbf_txn_catalog("UPDATE bgw_backfill.job SET uninstall = true, drop_objects = true"
+		bbf_sql_catalog("UPDATE bgw_backfill.job SET uninstall = true, drop_objects = true"
 						" WHERE successor_of OPERATOR(pg_catalog.=) $1",
 						1, types, values, NULL, SPI_OK_UPDATE) == 0)
 		return false;
@@ -120,7 +120,7 @@ take_over(const BbfJob *job, const BbfJob *successor)
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job->name), CStringGetTextDatum(successor->name)};
 
-	bbf_txn_catalog("UPDATE bgw_backfill.job_state s SET phase = 'live', flag_added = n.flag_added,"
+	bbf_sql_catalog("UPDATE bgw_backfill.job_state s SET phase = 'live', flag_added = n.flag_added,"
 					" generation = s.generation OPERATOR(pg_catalog.+) 1, walk_cursor = NULL, high_mark = NULL,"
 					" batch_size = n.batch_size, fill_started_at = n.fill_started_at, fill_ended_at = n.fill_ended_at,"
 					" rows_changed = n.rows_changed, live_since = coalesce(s.live_since, pg_catalog.clock_timestamp()),"
@@ -132,7 +132,7 @@ take_over(const BbfJob *job, const BbfJob *successor)
 					" WHERE s.job OPERATOR(pg_catalog.=) $1 AND n.job OPERATOR(pg_catalog.=) $2",
 					2, types, values, NULL, SPI_OK_UPDATE);
 	bbf_job_delete(successor->name);
-	bbf_txn_catalog("DELETE FROM bgw_backfill.job_skipped WHERE job OPERATOR(pg_catalog.=) $1",
+	bbf_sql_catalog("DELETE FROM bgw_backfill.job_skipped WHERE job OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, SPI_OK_DELETE);
 }
 
@@ -144,7 +144,7 @@ set_mode(const BbfJob *job, const BbfJob *successor)
 	Datum		values[] = {CStringGetTextDatum(job->name), CStringGetTextDatum(successor->mode),
 	successor->flag_column ? CStringGetTextDatum(successor->flag_column) : (Datum) 0};
 
-	bbf_txn_catalog("UPDATE bgw_backfill.job SET mode = $2, flag_column = $3 WHERE job OPERATOR(pg_catalog.=) $1",
+	bbf_sql_catalog("UPDATE bgw_backfill.job SET mode = $2, flag_column = $3 WHERE job OPERATOR(pg_catalog.=) $1",
 					3, types, values, successor->flag_column ? NULL : "  n", SPI_OK_UPDATE);
 }
 
@@ -163,7 +163,7 @@ old_snapshots_have_ended(const BbfJob *successor)
 
 	if (successor->switch_xid == NULL)
 	{
-		bbf_txn_catalog("UPDATE bgw_backfill.job_state SET switch_xid ="
+		bbf_sql_catalog("UPDATE bgw_backfill.job_state SET switch_xid ="
 						" pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text"
 						" WHERE job OPERATOR(pg_catalog.=) $1",
 						1, types, values, NULL, SPI_OK_UPDATE);

@@ -14,6 +14,7 @@
 #include "executor/spi.h"
 #include "mode.h"
 #include "prune.h"
+#include "sql.h"
 #include "txn.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -50,7 +51,7 @@ count_pruned(const BbfJob *job, int64 pruned)
 	Oid			types[] = {TEXTOID, INT8OID};
 	Datum		values[] = {CStringGetTextDatum(job->name), Int64GetDatum(pruned)};
 
-	bbf_txn_catalog("UPDATE bgw_backfill.job_state SET stale_pruned = stale_pruned OPERATOR(pg_catalog.+) $2"
+	bbf_sql_catalog("UPDATE bgw_backfill.job_state SET stale_pruned = stale_pruned OPERATOR(pg_catalog.+) $2"
 					" WHERE job OPERATOR(pg_catalog.=) $1",
 					2, types, values, NULL, SPI_OK_UPDATE);
 }
@@ -73,17 +74,17 @@ bbf_prune_range(BbfJob *job, const BbfPair *pair, const Datum *low, const Datum 
 	Datum		places[1];
 	int64		pruned;
 
-	places[0] = take_places(bbf_txn_sql(psprintf("SELECT d.ctid FROM ONLY %s d WHERE %s%s%s", table, stale, above, upto),
+	places[0] = take_places(bbf_sql_run(psprintf("SELECT d.ctid FROM ONLY %s d WHERE %s%s%s", table, stale, above, upto),
 										2, types, values, nulls, SPI_OK_SELECT));
 	if (places[0] == (Datum) 0)
 		return 0;
 	types[0] = TIDARRAYOID;
-	places[0] = take_places(bbf_txn_sql(psprintf("SELECT d.ctid FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=) ANY ($1)"
+	places[0] = take_places(bbf_sql_run(psprintf("SELECT d.ctid FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=) ANY ($1)"
 												 " FOR UPDATE SKIP LOCKED", table),
 										1, types, places, NULL, SPI_OK_SELECT));
 	if (places[0] == (Datum) 0)
 		return 0;
-	pruned = (int64) bbf_txn_sql(psprintf("DELETE FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=) ANY ($1) AND %s",
+	pruned = (int64) bbf_sql_run(psprintf("DELETE FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=) ANY ($1) AND %s",
 										  table, stale),
 								 1, types, places, NULL, SPI_OK_DELETE);
 	if (pruned > 0)
@@ -98,7 +99,7 @@ save_cursor(const BbfJob *job, const char *cursor)
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job->name), cursor ? CStringGetTextDatum(cursor) : (Datum) 0};
 
-	bbf_txn_catalog("UPDATE bgw_backfill.job_state SET prune_cursor = $2"
+	bbf_sql_catalog("UPDATE bgw_backfill.job_state SET prune_cursor = $2"
 					" WHERE job OPERATOR(pg_catalog.=) $1 AND prune_cursor IS DISTINCT FROM $2",
 					2, types, values, cursor ? NULL : " n", SPI_OK_UPDATE);
 }
@@ -122,7 +123,7 @@ bbf_prune_batch(BbfJob *job)
 	if (job->prune_cursor)
 		low = bbf_pair_key_in(pair, job->prune_cursor);
 	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
-	more = bbf_txn_sql(psprintf("SELECT d.%s FROM ONLY %s d%s ORDER BY d.%s USING %s OFFSET %d LIMIT 1",
+	more = bbf_sql_run(psprintf("SELECT d.%s FROM ONLY %s d%s ORDER BY d.%s USING %s OFFSET %d LIMIT 1",
 								pair->source_key, mode->table(job, pair),
 								job->prune_cursor ?
 								psprintf(" WHERE d.%s %s $1", pair->source_key, pair->key_op[BTGreaterStrategyNumber]) : "",

@@ -20,6 +20,7 @@
 #include "portability/instr_time.h"
 #include "scan.h"
 #include "session.h"
+#include "sql.h"
 #include "txn.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -50,7 +51,7 @@ save_group(PendingScan *scan, const char *group, int64 pending, bool capped, con
 		BoolGetDatum(capped), CStringGetTextDatum(oldest),
 	Int64GetDatum(scan->job->scan_cycle)};
 
-	bbf_txn_catalog("INSERT INTO bgw_backfill.pending_group AS g"
+	bbf_sql_catalog("INSERT INTO bgw_backfill.pending_group AS g"
 					" (job, group_key, pending, capped, oldest_key, scanned_at, cycle)"
 					" VALUES ($1, $2, $3, $4, $5, pg_catalog.clock_timestamp(), $6)"
 					" ON CONFLICT (job, group_key) DO UPDATE SET pending = excluded.pending,"
@@ -76,7 +77,7 @@ scan_group(PendingScan *scan, const char *condition, Datum group, const char *gr
 	int64		pending;
 	bool		isnull;
 
-	bbf_txn_sql(psprintf("SELECT s.%s %s%s ORDER BY s.%s LIMIT 1", pair->source_key,
+	bbf_sql_run(psprintf("SELECT s.%s %s%s ORDER BY s.%s LIMIT 1", pair->source_key,
 						 scan->from, condition, pair->source_key),
 				nargs, types, values, NULL, SPI_OK_SELECT);
 	if (SPI_processed == 0)
@@ -86,7 +87,7 @@ scan_group(PendingScan *scan, const char *condition, Datum group, const char *gr
 	SPI_freetuptable(SPI_tuptable);
 
 	/* one more than the limit tells "that many" from "at least that many" */
-	bbf_txn_sql(psprintf("SELECT pg_catalog.count(*) FROM (SELECT %s%s LIMIT " INT64_FORMAT ") x",
+	bbf_sql_run(psprintf("SELECT pg_catalog.count(*) FROM (SELECT %s%s LIMIT " INT64_FORMAT ") x",
 						 scan->from, condition, limit + 1),
 				nargs, types, values, NULL, SPI_OK_SELECT);
 	pending = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
@@ -113,7 +114,7 @@ next_group(PendingScan *scan, const char *after, Datum *group)
 		types[0] = pair->group_type;
 		values[0] = bbf_pair_group_in(pair, after);
 	}
-	bbf_txn_sql(psprintf("SELECT s.%s %s AND s.%s %s ORDER BY s.%s LIMIT 1",
+	bbf_sql_run(psprintf("SELECT s.%s %s AND s.%s %s ORDER BY s.%s LIMIT 1",
 						 pair->group_by, scan->from, pair->group_by,
 						 after ? psprintf("%s $1", pair->group_gt) : "IS NOT NULL",
 						 pair->group_by),
@@ -164,7 +165,7 @@ save_scan(const BbfJob *job, const char *go_on_after, bool cycle_complete, doubl
 		Int64GetDatum(job->scan_cycle + (cycle_complete ? 1 : 0)),
 	Float8GetDatum(ms), BoolGetDatum(skipped)};
 
-	bbf_txn_catalog("UPDATE bgw_backfill.job_state SET scan_at = pg_catalog.clock_timestamp(),"
+	bbf_sql_catalog("UPDATE bgw_backfill.job_state SET scan_at = pg_catalog.clock_timestamp(),"
 					" scan_group = $2, scan_cycle = $3,"
 					" scan_ms = CASE WHEN $5 THEN scan_ms ELSE $4 END,"
 					" scans = scans OPERATOR(pg_catalog.+) CASE WHEN $5 THEN 0 ELSE 1 END,"
@@ -197,7 +198,7 @@ bbf_scan_run(BbfJob *job)
 	scan.from = bbf_mode_lookup(job->mode)->pending_from(job, scan.pair);
 	go_on_after = scan_groups(&scan);
 	if (go_on_after == NULL)
-		bbf_txn_catalog("DELETE FROM bgw_backfill.pending_group WHERE job OPERATOR(pg_catalog.=) $1"
+		bbf_sql_catalog("DELETE FROM bgw_backfill.pending_group WHERE job OPERATOR(pg_catalog.=) $1"
 						" AND cycle OPERATOR(pg_catalog.<>) $2",
 						2, types, values, NULL, SPI_OK_DELETE);
 	bbf_txn_disarm();

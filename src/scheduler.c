@@ -23,6 +23,7 @@
 #include "pair.h"
 #include "scheduler.h"
 #include "shmem.h"
+#include "sql.h"
 #include "txn.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -104,7 +105,7 @@ version_is_ours(void)
 	Datum		values[] = {ObjectIdGetDatum(bbf_txn_extension_oid())};
 	char	   *version;
 
-	if (bbf_txn_sql("SELECT extversion FROM pg_catalog.pg_extension WHERE oid OPERATOR(pg_catalog.=) $1",
+	if (bbf_sql_run("SELECT extversion FROM pg_catalog.pg_extension WHERE oid OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, SPI_OK_SELECT) == 0)
 		return false;
 	version = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
@@ -125,7 +126,7 @@ static void
 look_for_prepared(void)
 {
 	bbf_shmem_clear_recheck(MyDatabaseId);
-	if (bbf_txn_sql("SELECT 1 FROM pg_catalog.pg_prepared_xacts"
+	if (bbf_sql_run("SELECT 1 FROM pg_catalog.pg_prepared_xacts"
 					" WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1",
 					0, NULL, NULL, NULL, SPI_OK_SELECT) > 0)
 		bbf_shmem_recheck(MyDatabaseId);

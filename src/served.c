@@ -22,7 +22,6 @@
 #include "served.h"
 #include "session.h"
 #include "shape.h"
-#include "txn.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"

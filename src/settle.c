@@ -35,6 +35,7 @@
 #include "session.h"
 #include "settle.h"
 #include "shape.h"
+#include "sql.h"
 #include "storage/itemptr.h"
 #include "storage/proc.h"
 #include "txn.h"
@@ -64,7 +65,7 @@ bbf_settle_statement(const BbfJob *job, const char *sql, int nargs, Oid *types, 
 	uint64		processed;
 
 	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
-	processed = bbf_txn_sql(sql, nargs, types, values, nulls, expected);
+	processed = bbf_sql_run(sql, nargs, types, values, nulls, expected);
 	bbf_txn_disarm();
 	return processed;
 }
@@ -77,7 +78,7 @@ bbf_settle_kept_statement(const BbfJob *job, const char *sql, int nargs, Oid *ty
 	uint64		processed;
 
 	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
-	processed = bbf_txn_sql_kept(sql, nargs, types, values, nulls, expected);
+	processed = bbf_sql_run_kept(sql, nargs, types, values, nulls, expected);
 	bbf_txn_disarm();
 	return processed;
 }

@@ -48,7 +48,6 @@
 #include "miscadmin.h"
 #include "served.h"
 #include "session.h"
-#include "txn.h"
 #include "utils/array.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"

@@ -17,8 +17,8 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "portability/instr_time.h"
+#include "sql.h"
 #include "turn.h"
-#include "txn.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
@@ -63,7 +63,7 @@ read_stretches(BbfTurn *turn)
 	const BbfPair *pair = turn->handout->pair;
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(turn->handout->job->name)};
-	uint64		n = bbf_txn_catalog_kept("SELECT after_group, upto_group FROM bgw_backfill.stretch"
+	uint64		n = bbf_sql_catalog_kept("SELECT after_group, upto_group FROM bgw_backfill.stretch"
 									" WHERE job OPERATOR(pg_catalog.=) $1"
 									" AND until OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()",
 									1, types, values, NULL, SPI_OK_SELECT);
@@ -315,7 +315,7 @@ save_stretch(const BbfTurn *turn, const char *after, const char *upto, double re
 	Datum		values[] = {CStringGetTextDatum(turn->handout->job->name), after ? CStringGetTextDatum(after) : (Datum) 0,
 	CStringGetTextDatum(upto), Float8GetDatum(rest_ms / 1000.0)};
 
-	bbf_txn_catalog("INSERT INTO bgw_backfill.stretch (job, after_group, upto_group, until) VALUES ($1, $2, $3,"
+	bbf_sql_catalog("INSERT INTO bgw_backfill.stretch (job, after_group, upto_group, until) VALUES ($1, $2, $3,"
 					" pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $4))",
 					4, types, values, after ? NULL : " n  ", SPI_OK_INSERT);
 }
@@ -360,7 +360,7 @@ bbf_turn_forget_stretches(const char *job)
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job)};
 
-	bbf_txn_catalog("DELETE FROM bgw_backfill.stretch WHERE job OPERATOR(pg_catalog.=) $1"
+	bbf_sql_catalog("DELETE FROM bgw_backfill.stretch WHERE job OPERATOR(pg_catalog.=) $1"
 					" AND until OPERATOR(pg_catalog.<) pg_catalog.clock_timestamp()",
 					1, types, values, NULL, SPI_OK_DELETE);
 }

@@ -1,6 +1,6 @@
 /*
  * txn.h
- *		Transactions of a worker, and statements over SPI.
+ *		Transactions of a worker, and their limits.
  */
 #ifndef BBF_TXN_H
 #define BBF_TXN_H
@@ -26,20 +26,5 @@ extern bool bbf_txn_timed_out(void);
 extern void bbf_txn_lock_timeout(int timeout_ms);
 
 extern uint64 bbf_txn_ended(void);
-
-/* statements */
-extern uint64 bbf_txn_sql(const char *sql, int nargs, Oid *types, Datum *values,
-						  const char *nulls, int expected);
-extern uint64 bbf_txn_sql_kept(const char *sql, int nargs, Oid *types, Datum *values,
-							   const char *nulls, int expected);
-extern uint64 bbf_txn_sql_latest(const char *sql, int nargs, Oid *types, Datum *values,
-								 const char *nulls, int expected, bool keep);
-extern bool bbf_txn_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
-							   bool (*fits) (const PlannedStmt *stmt), DestReceiver *dest);
-extern void bbf_txn_ddl(const char *sql);
-extern uint64 bbf_txn_catalog(const char *sql, int nargs, Oid *types, Datum *values,
-							  const char *nulls, int expected);
-extern uint64 bbf_txn_catalog_kept(const char *sql, int nargs, Oid *types, Datum *values,
-								   const char *nulls, int expected);
 
 #endif							/* BBF_TXN_H */

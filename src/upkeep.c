@@ -23,6 +23,7 @@
 #include "handoff.h"
 #include "handout.h"
 #include "listed.h"
+#include "sql.h"
 #include "turn.h"
 #include "txn.h"
 #include "upkeep.h"
@@ -37,7 +38,7 @@ save_cursor(const BbfJob *job, const char *column, const char *cursor)
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job->name), cursor ? CStringGetTextDatum(cursor) : (Datum) 0};
 
-	bbf_txn_catalog(psprintf("UPDATE bgw_backfill.job_state SET %s = $2"
+	bbf_sql_catalog(psprintf("UPDATE bgw_backfill.job_state SET %s = $2"
 							 " WHERE job OPERATOR(pg_catalog.=) $1 AND %s IS DISTINCT FROM $2", column, column),
 					2, types, values, cursor ? NULL : " n", SPI_OK_UPDATE);
 }
@@ -96,7 +97,7 @@ bbf_upkeep_attempts(BbfJob *job)
 	int			n;
 
 	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
-	n = (int) bbf_txn_catalog("SELECT a.key FROM bgw_backfill.attempt a WHERE a.job OPERATOR(pg_catalog.=) $1"
+	n = (int) bbf_sql_catalog("SELECT a.key FROM bgw_backfill.attempt a WHERE a.job OPERATOR(pg_catalog.=) $1"
 							  " AND a.key OPERATOR(pg_catalog.>) $2 ORDER BY a.key LIMIT $3 FOR UPDATE SKIP LOCKED",
 							  3, types, values, NULL, SPI_OK_SELECT);
 	keys = palloc(sizeof(char *) * Max(n, 1));

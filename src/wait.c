@@ -15,8 +15,8 @@
 #include "job.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "sql.h"
 #include "storage/latch.h"
-#include "txn.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -41,7 +41,7 @@ has_reached(const char *name, BbfPhase wanted)
 	char	   *last_error;
 	BbfPhase	phase;
 
-	if (bbf_txn_sql("SELECT phase, state, last_error FROM bgw_backfill.progress"
+	if (bbf_sql_run("SELECT phase, state, last_error FROM bgw_backfill.progress"
 					" WHERE job OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, SPI_OK_SELECT) == 0)
 	{

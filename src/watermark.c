@@ -34,7 +34,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "mode.h"
-#include "txn.h"
+#include "sql.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 #include "walk.h"
@@ -60,7 +60,7 @@ update_state(const BbfJob *job, const char *assignments, const char *a, const ch
 	c ? CStringGetTextDatum(c) : (Datum) 0};
 	char		nulls[] = {' ', ' ', a ? ' ' : 'n', b ? ' ' : 'n', c ? ' ' : 'n', '\0'};
 
-	bbf_txn_catalog(psprintf("UPDATE bgw_backfill.job_state SET %s WHERE job OPERATOR(pg_catalog.=) $1"
+	bbf_sql_catalog(psprintf("UPDATE bgw_backfill.job_state SET %s WHERE job OPERATOR(pg_catalog.=) $1"
 							 " AND generation OPERATOR(pg_catalog.=) $2",
 							 assignments),
 					5, types, values, nulls, SPI_OK_UPDATE);
@@ -74,7 +74,7 @@ is_ripe(const char *xid)
 	Datum		values[] = {CStringGetTextDatum(xid)};
 	bool		ripe;
 
-	ripe = bbf_txn_sql("SELECT 1 WHERE pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())"
+	ripe = bbf_sql_run("SELECT 1 WHERE pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())"
 					   " OPERATOR(pg_catalog.>=) $1::pg_catalog.xid8",
 					   1, types, values, NULL, SPI_OK_SELECT) > 0;
 	SPI_freetuptable(SPI_tuptable);
@@ -95,7 +95,7 @@ take_mark(BbfJob *job, const BbfPair *pair)
 	if (job->next_mark && ripe == NULL)
 		return NULL;
 	/* one statement, one snapshot: of the key and of its end */
-	rows = bbf_txn_sql(psprintf("SELECT s.%s, pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text"
+	rows = bbf_sql_run(psprintf("SELECT s.%s, pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text"
 								" FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
 								pair->source_key, pair->source_sql, pair->source_key,
 								pair->key_op[BTGreaterStrategyNumber]),
@@ -156,7 +156,7 @@ look_for_truncate(BbfJob *job, const BbfPair *pair)
 	Datum		name[] = {CStringGetTextDatum(job->name)};
 	char	   *files;
 
-	files = result(bbf_txn_sql("SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_relation_filenode($1),"
+	files = result(bbf_sql_run("SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_relation_filenode($1),"
 							   " pg_catalog.pg_relation_filenode($2))",
 							   2, types, values, NULL, SPI_OK_SELECT), 1);
 	SPI_freetuptable(SPI_tuptable);
@@ -164,7 +164,7 @@ look_for_truncate(BbfJob *job, const BbfPair *pair)
 		return;
 	update_state(job, "files = $3", files, NULL, NULL);
 	if (job->files)
-		bbf_txn_catalog("UPDATE bgw_backfill.job SET verify_requests = verify_requests OPERATOR(pg_catalog.+) 1"
+		bbf_sql_catalog("UPDATE bgw_backfill.job SET verify_requests = verify_requests OPERATOR(pg_catalog.+) 1"
 						" WHERE job OPERATOR(pg_catalog.=) $1",
 						1, name_type, name, NULL, SPI_OK_UPDATE);
 }
@@ -181,7 +181,7 @@ window_begin(const BbfJob *job, const BbfPair *pair)
 		return NULL;
 	values[0] = bbf_pair_key_in(pair, job->watermark);
 	values[1] = Int64GetDatum(bbf_job_setting(job, BBF_LOOKBACK));
-	key = result(bbf_txn_sql(psprintf("SELECT s.%s FROM ONLY %s s WHERE s.%s %s $1"
+	key = result(bbf_sql_run(psprintf("SELECT s.%s FROM ONLY %s s WHERE s.%s %s $1"
 									  " ORDER BY s.%s USING %s OFFSET $2 LIMIT 1",
 									  pair->source_key, pair->source_sql, pair->source_key,
 									  pair->key_op[BTLessEqualStrategyNumber], pair->source_key,
@@ -198,7 +198,7 @@ begin_pass(BbfJob *job, const BbfPair *pair)
 	look_for_truncate(job, pair);
 	job->pass_mark = take_mark(job, pair);
 	job->pass_cursor = window_begin(job, pair);
-	job->pass_end = result(bbf_txn_sql(psprintf("SELECT s.%s FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
+	job->pass_end = result(bbf_sql_run(psprintf("SELECT s.%s FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
 												pair->source_key, pair->source_sql, pair->source_key,
 												pair->key_op[BTGreaterStrategyNumber]),
 									   0, NULL, NULL, NULL, SPI_OK_SELECT), 1);

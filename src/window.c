@@ -14,6 +14,7 @@
 #include "executor/executor.h"
 #include "nodes/plannodes.h"
 #include "session.h"
+#include "sql.h"
 #include "txn.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
@@ -172,7 +173,7 @@ bbf_window_read(const BbfWalk *walk, BbfWindow *window)
 	for (int i = 0; i < (int) lengthof(plans_out_of_order); i++)
 		bbf_session_set(plans_out_of_order[i], "off");
 	bbf_txn_arm(bbf_job_setting(walk->job, BBF_STATEMENT_TIMEOUT));
-	done = bbf_txn_query_kept(query(walk), 2, types, values, walk->bounded ? NULL : "n ",
+	done = bbf_sql_query_kept(query(walk), 2, types, values, walk->bounded ? NULL : "n ",
 							  can_be_stopped, &receiver.pub);
 	bbf_txn_disarm();
 	for (int i = 0; i < (int) lengthof(plans_out_of_order); i++)

@@ -1,0 +1,24 @@
+/*
+ * sql.h
+ *		Statements over SPI.
+ */
+#ifndef BBF_SQL_H
+#define BBF_SQL_H
+
+#include "executor/spi.h"
+
+extern uint64 bbf_sql_run(const char *sql, int nargs, Oid *types, Datum *values,
+						  const char *nulls, int expected);
+extern uint64 bbf_sql_run_kept(const char *sql, int nargs, Oid *types, Datum *values,
+							   const char *nulls, int expected);
+extern uint64 bbf_sql_run_latest(const char *sql, int nargs, Oid *types, Datum *values,
+								 const char *nulls, int expected, bool keep);
+extern bool bbf_sql_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
+							   bool (*fits) (const PlannedStmt *stmt), DestReceiver *dest);
+extern void bbf_sql_ddl(const char *sql);
+extern uint64 bbf_sql_catalog(const char *sql, int nargs, Oid *types, Datum *values,
+							  const char *nulls, int expected);
+extern uint64 bbf_sql_catalog_kept(const char *sql, int nargs, Oid *types, Datum *values,
+								   const char *nulls, int expected);
+
+#endif							/* BBF_SQL_H */
