@@ -378,9 +378,16 @@ bbf_settle_window(BbfWalk *walk, int32 size, int64 *rows, char **end, int64 *cha
 		return false;
 	if (window.nlacking > 0)
 	{
+		bool		done;
+
 		values[0] = key_array(walk->pair, &window);
-		if (!write_quickly(walk, walk->mode->write_lacking(walk->job, walk->pair),
-						   1, types, values, NULL, &written))
+		/* key by key, each row written as it is found */
+		bbf_session_set("enable_bitmapscan", "off");
+		bbf_session_set("enable_sort", "off");
+		done = write_quickly(walk, walk->mode->write_lacking(walk->job, walk->pair), 1, types, values, NULL, &written);
+		bbf_session_set("enable_bitmapscan", "on");
+		bbf_session_set("enable_sort", "on");
+		if (!done)
 			return false;
 	}
 	limit_waits(walk->job);
