@@ -109,4 +109,13 @@
 #define BBF_SERVER_TERMINATES	false
 #endif
 
+/* Delete a row as it was seen, without waiting for anybody; 19 has options. */
+#if PG_VERSION_NUM >= 190000
+#define bbf_table_tuple_delete(rel, tid, cid, snapshot, failure) \
+	table_tuple_delete((rel), (tid), (cid), 0, (snapshot), InvalidSnapshot, false, (failure))
+#else
+#define bbf_table_tuple_delete(rel, tid, cid, snapshot, failure) \
+	table_tuple_delete((rel), (tid), (cid), (snapshot), InvalidSnapshot, false, (failure), false)
+#endif
+
 #endif							/* BBF_COMPAT_H */

@@ -17,6 +17,7 @@
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "dequeue.h"
 #include "enqueue.h"
 #include "mode.h"
 #include "served.h"
@@ -221,6 +222,8 @@ build(BbfServed *served, const char *name)
 		served->target_settle_one = save_plan(short_way, 1, types);
 		served->one_code = mode->one_code;
 		served->one_must_write = mode->one_must_write;
+		if (mode->table)
+			bbf_dequeue_prepare(served, pair);
 	}
 	if (served->target_settle_one && mode->target_count_new)
 	{

@@ -50,6 +50,7 @@ typedef struct BbfServed
 	SPIPlanPtr	source_settle_one;	/* NULL: no short way */
 	Oid			table_oid;		/* the table of pending keys, or InvalidOid */
 	struct BbfEnqueue *enqueue; /* see enqueue.c; NULL: nothing is done there */
+	struct BbfDequeue *dequeue; /* see dequeue.c; the same */
 	FullTransactionId changed_in;	/* when a trigger last ran for anything but a new */
 	CommandId	changed_at;		/* source row: its transaction, and the command */
 	BbfStep		steps[BBF_EVENTS][BBF_MAX_STEPS];	/* their SQL is not kept */

@@ -7,7 +7,7 @@
  * that decides with a snapshot taken after the locks (GetLatestSnapshot, as
  * foreign-key checks do, so that a repeatable-read caller decides right: R8).
  * An insert has short ways, for rows whose answer it changes; see the mode, and
- * enqueue.c for new source rows, which takes no statement at all.  (Not
+ * enqueue.c and dequeue.c, which take no statement at all.  (Not
  * after a statement of this transaction has deleted or changed target rows: that
  * may have been a trigger or a function that the insert itself called, before us.)
  * No row is left without a lock: a trigger that looked first and did nothing
@@ -41,6 +41,7 @@
 #include "answered.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "dequeue.h"
 #include "enqueue.h"
 #include "fmgr.h"
 #include "job.h"
@@ -133,6 +134,8 @@ settle_inserted(const BbfServed *served, Datum *keys, int n)
 
 	if (served->target_settle_one == NULL)
 		return false;
+	if (bbf_dequeue_keys(served, keys, n))
+		return true;
 	if (n == 1)
 		return execute(served->target_settle_one, values, served->one_code, !served->plain_update) == 1 ||
 			!served->one_must_write;
