@@ -130,6 +130,7 @@ remove_key(const BbfDequeue *dequeue, Relation table, Relation index, Datum valu
 	TM_FailureData failure;
 
 	key.sk_argument = value;
+	key.sk_func.fn_mcxt = CurrentMemoryContext; /* what it caches goes with this copy */
 	scan = systable_beginscan_ordered(table, index, GetActiveSnapshot(), 1, &key);
 	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
 	if (HeapTupleIsValid(tuple))
@@ -150,7 +151,11 @@ bbf_dequeue_keys(const BbfServed *served, const Datum *keys, int n)
 	Relation	index;
 	bool		done = true;
 
-	if (dequeue == NULL || (table = try_table_open(served->table_oid, RowExclusiveLock)) == NULL)
+	if (dequeue == NULL)
+		return false;
+	CommandCounterIncrement();	/* see what enqueue.c has added for this very command */
+	table = try_table_open(served->table_oid, RowExclusiveLock);
+	if (table == NULL)
 		return false;
 	/* all is locked: is it still what we got ready for? */
 	if (served->stale)

@@ -42,6 +42,7 @@ SELECT compare();
 WITH i AS (INSERT INTO items VALUES (20, 'a', 'x'), (21, 'a', 'x') RETURNING id) INSERT INTO marks SELECT id FROM i WHERE id = 20;
 WITH m AS (INSERT INTO marks VALUES (22)) INSERT INTO items VALUES (22, 'a', 'x'), (23, 'a', 'x');
 WITH i AS (INSERT INTO items VALUES (24, 'a', 'x'), (25, 'a', 'x')) INSERT INTO marks VALUES (24);
+WITH i AS (INSERT INTO items SELECT i, 'a', 'x' FROM generate_series(26, 28) i RETURNING id) INSERT INTO marks SELECT id + 1 FROM i WHERE id < 28;
 SELECT compare();
 
 -- another trigger's deeds, before ours and after: a target row; the row gone, changed, in another group, with another key
