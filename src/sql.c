@@ -168,6 +168,7 @@ bbf_sql_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const 
 	{
 		params->params[i].value = values[i];
 		params->params[i].isnull = nulls && nulls[i] == 'n';
+		params->params[i].pflags = PARAM_FLAG_CONST;
 		params->params[i].ptype = types[i];
 	}
 	executing++;

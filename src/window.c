@@ -54,7 +54,7 @@ is_another_match(Receiver *receiver, Datum key)
 
 	if (receiver->one_match)
 		return false;
-	if (receiver->window->rows > 0 && datumIsEqual(key, before, receiver->typbyval, receiver->typlen))
+	if (receiver->window->rows > 0 && datum_image_eq(key, before, receiver->typbyval, receiver->typlen))
 		return true;
 	receiver->last = copy_key(receiver, key);
 	if (receiver->window->rows > 0 && !receiver->typbyval)
