@@ -78,6 +78,7 @@ notify(const char *name)
 	if (job->phase == BBF_PHASE_LIVE && !job->uninstall && bbf_handout_possible(&handout))
 		Async_Notify(CHANNEL, job->name);
 	bbf_txn_disarm();
+	bbf_job_clear_retries(job); /* all of it went well */
 	bbf_txn_commit();
 }
 
@@ -87,7 +88,6 @@ scan(BbfJob *job)
 {
 	bbf_outcome_in_scan(true);
 	bbf_scan_run(job);
-	bbf_job_clear_retries(job);
 	bbf_txn_commit();
 	batches(job->name, prune_batch);
 	batches(job->name, bbf_upkeep_claims);
