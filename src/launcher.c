@@ -97,6 +97,33 @@ come_back_later(Oid datid)
 	}
 }
 
+/*
+ * A worker has left.  If its owner became due while it ran, whether another may
+ * connect as him was judged then, perhaps long ago: have it judged anew.  After one
+ * that was lost that happens in a while.  The lock is held.
+ */
+static void
+judge_anew(const BbfSlot *slot)
+{
+	bool		found = false;
+
+	for (int i = bbf_shared->ndue - 1; i >= 0; i--)
+	{
+		BbfDue	   *due = &bbf_shared->due[i];
+
+		if (due->datid != slot->datid || due->owner != slot->owner)
+			continue;
+		memmove(due, due + 1, sizeof(BbfDue) * (bbf_shared->ndue - i - 1));
+		bbf_shared->ndue--;
+		found = true;
+	}
+	for (int i = 0; i < BBF_MAX_DATABASES && found && slot->clean; i++)
+	{
+		if (bbf_shared->databases[i].datid == slot->datid)
+			bbf_shared->databases[i].dirty = true;
+	}
+}
+
 /* Has a slot's process gone?  The lock is held. */
 static bool
 is_lost(int slotno)
@@ -126,6 +153,8 @@ reap(void)
 			continue;
 		if (!slot->clean)
 			come_back_later(slot->datid);
+		if (slot->kind == BBF_SLOT_WORKER)
+			judge_anew(slot);
 		slot->kind = BBF_SLOT_FREE;
 		slot->pid = 0;
 		slot->latch = NULL;
@@ -290,8 +319,8 @@ is_drained(Oid datid)
 
 /*
  * An owner who should have a worker now.  One who has one already stays on the
- * list until that has exited: it may have made up its mind to before the job
- * became due.
+ * list until that has exited, and is then judged anew: it may have made up its
+ * mind to before the job became due.
  */
 static bool
 take_due_owner(BbfDue *result)

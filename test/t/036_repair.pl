@@ -107,6 +107,24 @@ else
 	ok(wait_for($node, "state = 'failed'"), 'an owner who may not log in: failed');
 	like(progress($node, 'last_error'), qr/role "app" is not permitted to log in.*ALTER ROLE app LOGIN/, 'with a hint');
 }
+
+# Due while his worker is busy, and not allowed to log in by the time it is not: none is started for what was judged
+# before. app2's job shows when the scheduler has been there.
+sql($node, 'ALTER ROLE app LOGIN');
+resumes('an owner who may log in');
+my $old = old_snapshot($node);
+app($node, "SELECT bgw_backfill.track('docs', 'docs_emb')");
+ok(waits_for_snapshot($node), 'his worker builds an index');
+create_pair($node, source => 'notes', owner => 'app2', rows => 10);
+sql($node, 'UPDATE bgw_backfill.job SET verify_requests = verify_requests + 1');
+app($node, "SELECT bgw_backfill.track('notes', 'notes_emb')", undef, 'app2');
+ok(wait_for($node, "phase <> 'install'", 'notes'), 'another job became due meanwhile');
+sql($node, 'ALTER ROLE app NOLOGIN');
+sql($node, "SELECT bgw_backfill.pause('events'), bgw_backfill.pause('docs')");
+ok(wait_for($node, 'worker_pid IS NULL', 'docs'), 'his worker stops');
+end_session($old);
+wait_phase($node, 'live', 'notes');
+
 is(log_count($node, qr/FATAL:  (role "app" is not permitted to log in|permission denied for database)/), 0, 'and no process died of any of that');
 no_crash($node);
 done_testing();
