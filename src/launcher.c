@@ -306,17 +306,6 @@ take_due_database(TimestampTz now)
 	return result;
 }
 
-static bool
-is_drained(Oid datid)
-{
-	for (int i = 0; i < BBF_MAX_DATABASES; i++)
-	{
-		if (bbf_shared->databases[i].datid == datid)
-			return bbf_shared->databases[i].drained_by != 0;
-	}
-	return false;
-}
-
 /*
  * An owner who should have a worker now.  One who has one already stays on the
  * list until that has exited, and is then judged anew: it may have made up its
@@ -334,7 +323,7 @@ take_due_owner(BbfDue *result)
 		{
 			BbfDue	   *due = &bbf_shared->due[i];
 
-			if (is_drained(due->datid) ||
+			if (bbf_shmem_is_drained(due->datid) ||
 				count_processes(BBF_SLOT_WORKER, due->datid, due->owner) > 0)
 				continue;
 			*result = *due;

@@ -5,6 +5,8 @@
 #ifndef BBF_LEASE_H
 #define BBF_LEASE_H
 
+#include "access/htup.h"
+#include "access/tupdesc.h"
 #include "datatype/timestamp.h"
 #include "utils/hsearch.h"
 
@@ -48,6 +50,8 @@ typedef struct BbfLeases
 
 extern void bbf_lease_lock(const char *job);
 extern void bbf_lease_unlock(const char *job);
+extern Datum bbf_lease_attribute(HeapTuple tuple, TupleDesc desc, const char *name);
+extern BbfClaim bbf_lease_of_tuple(HeapTuple tuple, TupleDesc desc);
 extern bool bbf_lease_any(const char *job);
 extern BbfLeases *bbf_lease_read(const char *job);
 extern bool bbf_lease_take(BbfLeases *leases, char *key, bool committed);

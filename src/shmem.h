@@ -93,7 +93,10 @@ extern void bbf_shmem_cancel(Oid datid, const char *job);
 extern void bbf_shmem_drain(Oid datid, bool terminate);
 extern void bbf_shmem_undrain(Oid datid);
 
-/* a launched process, for its own slot */
+/* for those who hold the lock */
+extern bool bbf_shmem_is_drained(Oid datid);
+
+/* a launched process, for its own slot: shmem_slot.c */
 extern BbfSlot *bbf_shmem_attach(int slotno, uint64 generation);
 extern void bbf_shmem_report(const char *job, BbfActivity activity, const char *waiting_for);
 extern void bbf_shmem_set_cancellable(bool on);
