@@ -280,27 +280,34 @@ count_processes(BbfSlotKind kind, Oid datid, Oid owner)
 	return n;
 }
 
-/* A database that a scheduler should look at now, or InvalidOid. */
+/*
+ * A database that a scheduler should look at now, or InvalidOid: one that has
+ * changed, or else the one that has waited longest.
+ */
 static Oid
 take_due_database(TimestampTz now)
 {
+	BbfDatabase *first = NULL;
 	Oid			result = InvalidOid;
 
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
-	if (count_processes(BBF_SLOT_SCHEDULER, InvalidOid, InvalidOid) < BBF_MAX_SCHEDULERS)
+	for (int i = 0; i < BBF_MAX_DATABASES; i++)
 	{
-		for (int i = 0; i < BBF_MAX_DATABASES && !OidIsValid(result); i++)
-		{
-			BbfDatabase *db = &bbf_shared->databases[i];
+		BbfDatabase *db = &bbf_shared->databases[i];
 
-			if (!OidIsValid(db->datid) || db->drained_by != 0 ||
-				!(db->dirty || (db->next_due != 0 && db->next_due <= now)) ||
-				count_processes(BBF_SLOT_SCHEDULER, db->datid, InvalidOid) > 0)
-				continue;
-			db->dirty = false;
-			db->next_due = 0;
-			result = db->datid;
-		}
+		if (!OidIsValid(db->datid) || db->drained_by != 0 ||
+			!(db->dirty || (db->next_due != 0 && db->next_due <= now)) ||
+			count_processes(BBF_SLOT_SCHEDULER, db->datid, InvalidOid) > 0)
+			continue;
+		if (first == NULL || (db->dirty && !first->dirty) ||
+			(db->dirty == first->dirty && db->next_due < first->next_due))
+			first = db;
+	}
+	if (first && count_processes(BBF_SLOT_SCHEDULER, InvalidOid, InvalidOid) < BBF_MAX_SCHEDULERS)
+	{
+		first->dirty = false;
+		first->next_due = 0;
+		result = first->datid;
 	}
 	LWLockRelease(bbf_shared->lock);
 	return result;
@@ -348,7 +355,7 @@ start_due(void)
 	{
 		if (!launch(BBF_SLOT_SCHEDULER, datid, InvalidOid))
 		{
-			bbf_shmem_set_next_due(datid, TimestampTzPlusMilliseconds(now, NO_SLOTS_RETRY_MS));
+			bbf_shmem_set_next_due(datid, now);
 			return false;
 		}
 	}

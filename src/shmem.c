@@ -234,6 +234,14 @@ bbf_shmem_undrain(Oid datid)
 	LWLockRelease(bbf_shared->lock);
 }
 
+/* Wake the launcher, unless it is we: it sleeps before it tries again. */
+static void
+tell_launcher(void)
+{
+	if (bbf_shared->launcher_latch && bbf_shared->launcher_pid != MyProcPid)
+		SetLatch(bbf_shared->launcher_latch);
+}
+
 /*
  * Leave word that an owner has due jobs.  When the list is full the database
  * is looked at again, by when the list is shorter.
@@ -258,8 +266,7 @@ bbf_shmem_add_due(Oid datid, Oid owner)
 	}
 	else if ((db = find_database(datid, true)) != NULL)
 		db->next_due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 5000);
-	if (bbf_shared->launcher_latch)
-		SetLatch(bbf_shared->launcher_latch);
+	tell_launcher();
 	LWLockRelease(bbf_shared->lock);
 }
 
@@ -275,8 +282,7 @@ bbf_shmem_set_next_due(Oid datid, TimestampTz when)
 	db = find_database(datid, true);
 	if (db && (db->next_due == 0 || when < db->next_due))
 		db->next_due = when;
-	if (bbf_shared->launcher_latch)
-		SetLatch(bbf_shared->launcher_latch);
+	tell_launcher();
 	LWLockRelease(bbf_shared->lock);
 }
 

@@ -146,13 +146,14 @@ bbf_shmem_say_goodbye(void)
 	LWLockRelease(bbf_shared->lock);
 }
 
-/* Are there owners whose jobs are due and who have no worker? */
+/* Are there owners whose jobs are due and who have no worker, or databases without a scheduler? */
 bool
 bbf_shmem_others_wait(void)
 {
-	bool		result = false;
+	bool		result;
 
 	LWLockAcquire(bbf_shared->lock, LW_SHARED);
+	result = bbf_shared->no_slots_since != 0;
 	for (int i = 0; i < bbf_shared->ndue && my_slot; i++)
 	{
 		if (bbf_shared->due[i].datid != my_slot->datid ||
