@@ -93,11 +93,12 @@ expire(BbfHandout *handout, BbfLeases *leases)
 }
 
 /*
- * Make room under max_leased: claims all of whose rows are answered are emptied,
- * from the oldest on; of others, what is answered is not counted.
+ * Make room under max_leased: claims all of whose rows are answered, or without
+ * only_matches not pending for whatever reason, are emptied, from the oldest on; of
+ * others, those rows are not counted.
  */
 static void
-make_room(BbfHandout *handout, BbfLeases *leases, int64 want)
+make_room(BbfHandout *handout, BbfLeases *leases, int64 want, bool only_matches)
 {
 	int64		limit = bbf_job_setting(handout->job, BBF_MAX_LEASED);
 	TimestampTz now = GetCurrentTimestamp();
@@ -117,7 +118,7 @@ make_room(BbfHandout *handout, BbfLeases *leases, int64 want)
 			continue;
 		for (int k = 0; k < claim->n; k++)
 			keys[k] = bbf_pair_key_in(handout->pair, claim->rows[k].key);
-		pending = bbf_handout_pending(handout->job, handout->pair, keys, claim->n, true);
+		pending = bbf_handout_pending(handout->job, handout->pair, keys, claim->n, only_matches);
 		looked_at += claim->n;
 		for (int k = 0; k < claim->n; k++)
 		{
@@ -144,7 +145,10 @@ bbf_handout_claim(BbfHandout *handout, int64 lease_ms)
 	bbf_lease_lock(handout->job->name);
 	leases = bbf_lease_read(handout->job->name);
 	expire(handout, leases);
-	make_room(handout, leases, want);
+	make_room(handout, leases, want, true);
+	/* source rows that are deleted, or not eligible any more, are rarer, and a look more for each */
+	if (leases->outstanding + want > limit)
+		make_room(handout, leases, want, false);
 	want = Min(want, limit - leases->outstanding);
 	handout->n = 0;
 	if (want > 0)

@@ -113,6 +113,16 @@ SELECT test.take('sidecar');
 SELECT id FROM sidecar_sidecar ORDER BY 1;
 SELECT stale_pruned FROM bgw_backfill.progress WHERE job = 'sidecar';
 
+-- the cap is full; rows that are deleted or not eligible any more make room, as those do that have their match
+SELECT bgw_backfill.configure(mode, 'max_leased', '2') FROM modes WHERE mode <> 'watermark' ORDER BY mode;
+CALL each($$INSERT INTO %1$s_events VALUES (18, 'a', 'body'), (19, 'b', 'body')$$);
+SELECT test.take('column'), test.take('sidecar');
+CALL each('DELETE FROM %1$s_events WHERE id = 8');
+SELECT test.take('column'), test.take('sidecar');
+CALL each($$UPDATE %1$s_events SET body = '' WHERE id = 11$$);
+SELECT test.take('column'), test.take('sidecar');
+SELECT test.take('column'), test.take('sidecar');
+
 -- from here on in one mode: fresh tables
 CREATE TABLE events (id bigint PRIMARY KEY, org text);
 CREATE TABLE vectors (event_id bigint PRIMARY KEY REFERENCES events);
