@@ -277,6 +277,7 @@ bbf_check_job(BbfJob *job)
 				 errmsg("source and target are the same table"),
 				 errdetail("Both are \"%s\".", RelationGetRelationName(source))));
 	check_owner(job, source, target);
+	bbf_shape_check_persistence(source, target);
 
 	job->source_schema = get_namespace_name(RelationGetNamespace(source));
 	job->source_name = pstrdup(RelationGetRelationName(source));
@@ -347,7 +348,7 @@ bbf_check_report(const BbfJob *job)
 							mode->triggers(job, pair) == NIL ? "" :
 							psprintf("triggers on %s and %s, ", pair->target_sql, pair->source_sql),
 							quote_qualified_identifier(pair->schema, bbf_job_object(job, "pending")),
-							quote_identifier(bbf_job_object(job, mode->index)))));
+							quote_identifier(bbf_job_object(job, mode->table && !job->group_by ? "sidecar_key" : mode->index)))));
 	ereport(NOTICE, (errmsg("about %.0f source rows would be walked in about %.0f batches of %d; about %.0f rows would be written",
 							source_rows, Max(1, (source_rows + batch_size - 1) / batch_size), batch_size,
 							pair->target_key_unique && !job->match_where ?

@@ -19,6 +19,7 @@
 #include "install.h"
 #include "miscadmin.h"
 #include "mode.h"
+#include "shape.h"
 #include "sql.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
@@ -138,7 +139,21 @@ find_view(const BbfJob *job, const BbfPair *pair)
 	return view;
 }
 
-/* Everything of a job must belong to one role: the one we are. */
+/* The tables must still be ones that track() would take. */
+static void
+check_tables(const BbfPair *pair)
+{
+	Relation	source = table_open(pair->source, AccessShareLock);
+	Relation	target = table_open(pair->target, AccessShareLock);
+
+	bbf_shape_check_table(source, "source");
+	bbf_shape_check_table(target, "target");
+	bbf_shape_check_persistence(source, target);
+	table_close(target, NoLock);
+	table_close(source, NoLock);
+}
+
+/* And everything of a job must belong to one role: the one we are. */
 static void
 check_owners(const BbfJob *job, const BbfPair *pair)
 {
@@ -229,6 +244,7 @@ bbf_install_run(BbfJob *job)
 	ListCell   *lc;
 
 	check_owners(job, pair);
+	check_tables(pair);
 	source_lock = mode->source_lock(job, pair);
 	if (source_lock != NoLock)
 		lock_both(job, pair, ShareRowExclusiveLock, source_lock);
@@ -262,6 +278,7 @@ bbf_install_check(BbfJob *job)
 	ListCell   *lc;
 
 	check_owners(job, pair);
+	check_tables(pair);
 	bbf_job_rename(job, pair->source, pair->target);
 	missing = mode->missing(job, pair);
 	if (missing == NULL)

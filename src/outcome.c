@@ -52,6 +52,7 @@ judge(const ErrorData *edata, bool timed_out)
 			return timed_out ? HALVE : RETRY;
 		case ERRCODE_UNDEFINED_TABLE:
 		case ERRCODE_UNDEFINED_COLUMN:
+		case ERRCODE_WRONG_OBJECT_TYPE:
 		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
 		case ERRCODE_FEATURE_NOT_SUPPORTED:
 		case ERRCODE_DUPLICATE_OBJECT:
@@ -83,6 +84,8 @@ describe(const ErrorData *edata)
 		appendStringInfo(&text, " (%s)", edata->detail);
 	if (edata->hint)
 		appendStringInfo(&text, " Hint: %s", edata->hint);
+	else if (edata->sqlerrcode == ERRCODE_UNDEFINED_COLUMN)
+		appendStringInfoString(&text, " Hint: If a condition of the job names the column, change it with bgw_backfill.configure(), or end the job with bgw_backfill.untrack().");
 	return text.data;
 }
 

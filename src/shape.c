@@ -68,13 +68,14 @@ bbf_shape_check_table(Relation rel, const char *what)
 				 errhint("Source and target must be plain tables.")));
 	if (OidIsValid(rel->rd_rel->reloftype))
 		is = "a typed table";
-	else if (has_subclass(RelationGetRelid(rel)) || has_superclass(RelationGetRelid(rel)))
+	else if (find_inheritance_children(RelationGetRelid(rel), NoLock) != NIL || has_superclass(RelationGetRelid(rel)))
 		is = "part of an inheritance tree";
 	if (is)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("%s \"%s\" is %s", what, name, is),
-				 errdetail("Partitioned, inherited and typed tables are not supported yet.")));
+				 errdetail("Partitioned, inherited and typed tables are not supported yet."),
+				 errhint("Source and target must be plain tables.")));
 	if (rel->rd_rel->relrowsecurity && rel->rd_rel->relforcerowsecurity &&
 		!has_bypassrls_privilege(rel->rd_rel->relowner))
 		ereport(ERROR,
@@ -82,6 +83,22 @@ bbf_shape_check_table(Relation rel, const char *what)
 				 errmsg("row-level security of %s \"%s\" applies to its owner", what, name),
 				 errdetail("A worker, which runs as the owner, would not see all rows."),
 				 errhint("Use ALTER TABLE ... NO FORCE ROW LEVEL SECURITY.")));
+}
+
+/* Refuse two tables of which a crash empties only the target: no trigger would tell. */
+void
+bbf_shape_check_persistence(Relation source, Relation target)
+{
+	if (target->rd_rel->relpersistence == RELPERSISTENCE_UNLOGGED &&
+		source->rd_rel->relpersistence != RELPERSISTENCE_UNLOGGED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("target \"%s\" is an unlogged table, and source \"%s\" is not",
+						RelationGetRelationName(target), RelationGetRelationName(source)),
+				 errdetail("A crash of the server would empty the target, and the source's rows would still count as done."),
+				 errhint("Use ALTER TABLE %s SET LOGGED.",
+						 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(target)),
+													RelationGetRelationName(target)))));
 }
 
 /* Refuse a table that takes no new column: where its row type is used. */

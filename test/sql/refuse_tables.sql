@@ -14,6 +14,7 @@ SET SESSION AUTHORIZATION regress_owner;
 SET search_path = app;
 CREATE TABLE events (id bigint PRIMARY KEY, org text, body text);
 CREATE TABLE vectors (event_id bigint PRIMARY KEY REFERENCES events, v int);
+CREATE UNLOGGED TABLE unlogged (event_id bigint PRIMARY KEY REFERENCES events);
 CREATE VIEW a_view AS SELECT * FROM events;
 CREATE MATERIALIZED VIEW a_matview AS SELECT * FROM events;
 CREATE SEQUENCE a_sequence;
@@ -52,6 +53,9 @@ SELECT test.refused($$SELECT bgw_backfill.track('events', 'a_temp_table')$$);
 SELECT test.refused($$SELECT bgw_backfill.track('pg_class', 'vectors')$$);
 SELECT test.refused($$SELECT bgw_backfill.track('events', 'pg_class')$$);
 SELECT test.refused($$SELECT bgw_backfill.track('pg_authid', 'pg_database')$$);
+
+-- one that a crash empties, and not the other
+SELECT test.refused($$SELECT bgw_backfill.track('events', 'unlogged')$$);
 
 -- twice the same
 SELECT test.refused($$SELECT bgw_backfill.track('events', 'events')$$);

@@ -86,6 +86,17 @@ ok(wait_for($node, "state = 'failed'"), 'with another owner of the target the jo
 like(progress($node, 'last_error'), qr/target of job "events" does not belong to role "app".*must have the same owner.*bgw_backfill\.resume/, 'with a hint');
 sql($node, 'ALTER TABLE renamed_emb OWNER TO app');
 resumes('and lives on once that is mended');
+# Or tables that track() would refuse.
+app($node, 'CREATE TABLE child () INHERITS (renamed)');
+ok(wait_for($node, "state = 'failed'"), 'with a child of the source the job fails');
+like(progress($node, 'last_error'), qr/source "renamed" is part of an inheritance tree.*must be plain tables/, 'with a hint');
+app($node, 'DROP TABLE child');
+resumes('and lives on without');
+app($node, 'ALTER TABLE renamed_emb SET UNLOGGED');
+ok(wait_for($node, "state = 'failed'"), 'with an unlogged target the job fails');
+like(progress($node, 'last_error'), qr/target "renamed_emb" is an unlogged table.*ALTER TABLE public\.renamed_emb SET LOGGED/, 'with a hint');
+app($node, 'ALTER TABLE renamed_emb SET LOGGED');
+resumes('and lives on once it is logged');
 # An owner who may not connect to the database any more.
 sql($node, 'REVOKE CONNECT ON DATABASE postgres FROM PUBLIC');
 sql($node, 'UPDATE bgw_backfill.job SET verify_requests = verify_requests + 1');
