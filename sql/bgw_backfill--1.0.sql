@@ -43,6 +43,7 @@ CREATE TABLE bgw_backfill.job (
 	drop_objects	boolean NOT NULL DEFAULT true,
 	verify_requests	bigint NOT NULL DEFAULT 0,
 	successor_of	text UNIQUE,
+	becomes			text,
 	created_at		timestamptz NOT NULL DEFAULT now(),
 	UNIQUE (database_oid, source_oid, flag_column)
 );
@@ -50,6 +51,7 @@ COMMENT ON TABLE bgw_backfill.job IS 'configuration of each job; a change wakes 
 COMMENT ON COLUMN bgw_backfill.job.database_oid IS 'with system_id and the tables'' OIDs the fingerprint of where this job was tracked';
 COMMENT ON COLUMN bgw_backfill.job.role_oid IS 'the owner, where the fingerprint holds';
 COMMENT ON COLUMN bgw_backfill.job.successor_of IS 'the job whose place this one takes once it is verified; nobody sees it before';
+COMMENT ON COLUMN bgw_backfill.job.becomes IS 'the mode that a successor gives its job, where it is not the one that it is built in';
 COMMENT ON COLUMN bgw_backfill.job.changing IS 'the new conditions are to take effect';
 COMMENT ON COLUMN bgw_backfill.job.settings IS 'per-job settings as name=value';
 
@@ -94,6 +96,7 @@ CREATE TABLE bgw_backfill.job_state (
 	sweep_started_at timestamptz,
 	sweep_mismatches bigint NOT NULL DEFAULT 0,
 	sweep_rows		bigint NOT NULL DEFAULT 0,
+	sweep_total		bigint NOT NULL DEFAULT 0,
 	sweep_eligible	bigint NOT NULL DEFAULT 0,
 	sweep_pending	bigint NOT NULL DEFAULT 0,
 	refilling		boolean NOT NULL DEFAULT false,
@@ -460,16 +463,16 @@ FROM (
 			WHERE g.job = j.job AND EXISTS (SELECT FROM bgw_backfill.pending_group p
 				WHERE p.job = g.job AND p.group_key IS NOT DISTINCT FROM g.group_key)) AS waiting_groups,
 		CASE
-			WHEN n.uninstall THEN pg_catalog.format('mode %s: given up', n.mode)
-			WHEN ns.health <> 'ok' THEN pg_catalog.format('mode %s: %s: %s', n.mode, ns.health, ns.last_error)
+			WHEN n.uninstall THEN pg_catalog.format('mode %s: given up', coalesce(n.becomes, n.mode))
+			WHEN ns.health <> 'ok' THEN pg_catalog.format('mode %s: %s: %s', coalesce(n.becomes, n.mode), ns.health, ns.last_error)
 			WHEN ns.phase IN ('fill', 'verify') AND ns.rows_total > 0
-				THEN pg_catalog.format('mode %s: %s, %s %%', n.mode, ns.phase,
+				THEN pg_catalog.format('mode %s: %s, %s %%', coalesce(n.becomes, n.mode), ns.phase,
 					least(99, pg_catalog.floor(100.0 * ns.rows_done / ns.rows_total)))
-			WHEN n.job IS NOT NULL THEN pg_catalog.format('mode %s: %s%s', n.mode,
+			WHEN n.job IS NOT NULL THEN pg_catalog.format('mode %s: %s%s', coalesce(n.becomes, n.mode),
 				CASE WHEN ns.phase = 'live' THEN 'verified' ELSE ns.phase END, ', waits for ' || ns.waiting_for)
 			WHEN j.changing THEN 'conditions: about to change'
 			WHEN s.refilling THEN pg_catalog.format('conditions: refill, %s %%',
-				least(99, pg_catalog.floor(100.0 * s.sweep_rows / greatest(s.rows_total, s.sweep_rows, 1))))
+				least(99, pg_catalog.floor(100.0 * s.sweep_rows / greatest(s.sweep_total, s.sweep_rows, 1))))
 		END AS rebuilding,
 		coalesce(w.pid, ow.pid) AS worker_pid
 	FROM bgw_backfill.visible_job j

@@ -95,6 +95,7 @@ read_configuration(BbfJob *job)
 	job->new_pending_where = text_column("new_pending_where");
 	job->new_match_where = text_column("new_match_where");
 	job->successor_of = text_column("successor_of");
+	job->becomes = text_column("becomes");
 	job->settings = text_column("settings_text");
 	job->paused = DatumGetBool(column("paused"));
 	job->uninstall = DatumGetBool(column("uninstall"));

@@ -56,6 +56,7 @@ typedef struct BbfJob
 	char	   *new_pending_where;
 	char	   *new_match_where;
 	char	   *successor_of;	/* the job whose place it takes; NULL: none */
+	char	   *becomes;		/* a successor's: the mode that its job gets; NULL: its own */
 	char	   *settings;		/* "name=value,...", or NULL */
 	bool		paused;
 	bool		uninstall;

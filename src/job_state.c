@@ -98,7 +98,7 @@ bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total)
 							job->phase == BBF_PHASE_LIVE ?
 							"walk_cursor = NULL, high_mark = $3, sweep_mismatches = 0, sweep_rows = 0,"
 							" sweep_eligible = 0, sweep_pending = 0, sweep_request = $5,"
-							" sweep_started_at = pg_catalog.clock_timestamp()" :
+							" sweep_started_at = pg_catalog.clock_timestamp(), sweep_total = $4" :
 							"walk_cursor = NULL, high_mark = $3, sweep_mismatches = 0, sweep_rows = 0,"
 							" sweep_eligible = 0, sweep_pending = 0, sweep_request = $5,"
 							" sweep_started_at = pg_catalog.clock_timestamp(), rows_total = $4",

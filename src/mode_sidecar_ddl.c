@@ -15,6 +15,7 @@
 #include "executor/spi.h"
 #include "expr.h"
 #include "mode_sidecar.h"
+#include "readers.h"
 #include "shape.h"
 #include "sql.h"
 #include "trigger_defs.h"
@@ -87,7 +88,7 @@ check_column(const BbfJob *job, Oid sidecar, Oid source, const char *name)
 						 quote_identifier(get_rel_name(sidecar)), job->name)));
 }
 
-/* Does a relation of that name exist beside the source? */
+/* Has the sidecar an index of that name? */
 static bool
 has_index(const BbfJob *job, const BbfPair *pair, const char *suffix)
 {
@@ -147,36 +148,36 @@ column_like(Oid source, const char *name)
 	return sql.data;
 }
 
-/*
- * Who may read the source may read the keys of its pending rows: the view is a
- * security invoker's.  Not where row security decides for each row.
- */
+/* Grants as on the source.  Not where row security decides for each row. */
 static void
 copy_grants(const BbfJob *job, const BbfPair *pair)
 {
 	Relation	source = table_open(pair->source, AccessShareLock);
 	bool		row_security = source->rd_rel->relrowsecurity;
-	Oid			types[] = {OIDOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(pair->source),
-	CStringGetTextDatum(psprintf("GRANT SELECT ON TABLE %s TO ", bbf_sidecar_table(job, pair)))};
-	List	   *grants = NIL;
-	ListCell   *lc;
-	uint64		n;
 
 	table_close(source, NoLock);
-	if (row_security)
-		return;
-	n = bbf_sql_run("SELECT DISTINCT $2 OPERATOR(pg_catalog.||) CASE a.grantee WHEN 0 THEN 'PUBLIC'"
-					" ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END"
-					" FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a"
-					" WHERE c.oid OPERATOR(pg_catalog.=) $1 AND a.privilege_type OPERATOR(pg_catalog.=) 'SELECT'"
-					" AND a.grantee OPERATOR(pg_catalog.<>) c.relowner ORDER BY 1",
-					2, types, values, NULL, SPI_OK_SELECT);
-	for (uint64 i = 0; i < n; i++)
-		grants = lappend(grants, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
-	SPI_freetuptable(SPI_tuptable);
-	foreach(lc, grants)
-		bbf_sql_ddl(lfirst(lc));
+	if (!row_security)
+		bbf_readers_grant(psprintf("SELECT ON TABLE %s", bbf_sidecar_table(job, pair)), pair, true);
+}
+
+/* A table that was renamed, say, keeps its indexes' names. */
+static void
+check_index_names(const BbfJob *job, const BbfPair *pair)
+{
+	static const char *const suffixes[] = {"sidecar_key", "sidecar_idx"};
+
+	for (int i = 0; i < (int) lengthof(suffixes); i++)
+	{
+		Oid			index = get_relname_relid(bbf_job_object(job, suffixes[i]), get_namespace_oid(pair->schema, false));
+
+		if (OidIsValid(index))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("relation \"%s\" is in the way of an index of the table of pending keys", get_rel_name(index)),
+					 errdetail("Table \"%s\" is not there.", bbf_job_object(job, "sidecar")),
+					 errhint("If the table was renamed, give it its name again, or drop it; then use bgw_backfill.resume('%s').",
+							 job->name)));
+	}
 }
 
 /* Make the table, or those of its indexes that are not there. */
@@ -187,6 +188,7 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 
 	if (!OidIsValid(find_sidecar(job, pair)))
 	{
+		check_index_names(job, pair);
 		bbf_sql_ddl(psprintf("CREATE TABLE %s (%s NOT NULL, %s%s%s pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now())"
 							 " WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000,"
 							 " autovacuum_analyze_scale_factor = 0.1, autovacuum_analyze_threshold = 1000)",

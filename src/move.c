@@ -11,6 +11,11 @@
  * mode needed.  No write falls between: the successor's triggers have kept its
  * state up to the lock, and the job's new ones do from there on.
  *
+ * Mode watermark has no triggers, and what is written between the successor's walks
+ * and the switch would wait for the next sweep.  Its table is built in mode sidecar,
+ * therefore, and loses the triggers at the switch; a job that was in that mode has
+ * triggers on the table already.
+ *
  * The objects have their final names from the beginning, all but the triggers
  * (see bbf_job_object).  Modes that keep the same table share it meanwhile.
  */
@@ -22,38 +27,48 @@
 #include "install.h"
 #include "mode.h"
 #include "move.h"
+#include "readers.h"
 #include "sql.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
 #include "utils/builtins.h"
 #include "wake.h"
+#include "watermark.h"
 
 /* The flag column of a job that has named none. */
 #define DEFAULT_FLAG "has_embedding"
+
+/* The mode that a job has once this one, which may be its successor, is in its place. */
+static const char *
+mode_to_be(const BbfJob *job)
+{
+	return job->becomes ? job->becomes : job->mode;
+}
 
 /* Write the successor of a job. */
 static void
 insert_successor(const BbfJob *job, const BbfJob *successor)
 {
-	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID};
+	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job->name), CStringGetTextDatum(successor->mode),
-	successor->flag_column ? CStringGetTextDatum(successor->flag_column) : (Datum) 0};
+		successor->flag_column ? CStringGetTextDatum(successor->flag_column) : (Datum) 0,
+	successor->becomes ? CStringGetTextDatum(successor->becomes) : (Datum) 0};
+	char		nulls[] = {' ', ' ', successor->flag_column ? ' ' : 'n', successor->becomes ? ' ' : 'n', '\0'};
 
-	if (bbf_sql_catalog("INSERT INTO bgw_backfill.job (job, successor_of, owner, role_oid, database_oid, system_id,"
+	if (bbf_sql_catalog("INSERT INTO bgw_backfill.job (job, successor_of, becomes, owner, role_oid, database_oid, system_id,"
 						" source_oid, target_oid, source_schema, source_name, target_schema, target_name, mode,"
 						" source_key, target_key, flag_column, pending_where, match_where, group_by, settings, paused)"
-						" SELECT '~' OPERATOR(pg_catalog.||) pg_catalog.md5(j.job), j.job, j.owner, j.role_oid,"
+						" SELECT '~' OPERATOR(pg_catalog.||) pg_catalog.md5(j.job), j.job, $4, j.owner, j.role_oid,"
 						" j.database_oid, j.system_id, j.source_oid, j.target_oid, j.source_schema, j.source_name,"
 						" j.target_schema, j.target_name, $2, j.source_key, j.target_key, $3, j.pending_where,"
 						" j.match_where, j.group_by, j.settings, j.paused"
 						" FROM bgw_backfill.job j WHERE j.job OPERATOR(pg_catalog.=) $1 ON CONFLICT DO NOTHING",
-						3, types, values, successor->flag_column ? NULL : "  n", SPI_OK_INSERT) == 0)
+						4, types, values, nulls, SPI_OK_INSERT) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("job \"%s\" is being moved to another mode already", job->name),
-				 errdetail("Or another job took the same flag column at this moment."),
-				 errhint("Wait until bgw_backfill.progress shows no rebuilding, or give it up with bgw_backfill.configure('%s', 'mode', '%s').",
-						 job->name, job->mode)));
+				 errmsg("another job took flag column \"%s\" at this moment",
+						successor->flag_column ? successor->flag_column : ""),
+				 errhint("Try again.")));
 	bbf_sql_catalog("INSERT INTO bgw_backfill.job_state (job) SELECT j.job FROM bgw_backfill.job j"
 					" WHERE j.successor_of OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, SPI_OK_INSERT);
@@ -77,6 +92,32 @@ give_up(const BbfJob *job)
 	return true;
 }
 
+/* Is the job on its way to the mode already?  An error if it is to another. */
+static bool
+is_moving(const BbfJob *job, const char *mode)
+{
+	char	   *name = bbf_job_successor(job->name);
+	BbfJob	   *successor = name ? bbf_job_load(name) : NULL;
+
+	if (successor == NULL)
+		return false;
+	if (successor->uninstall)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("what a move of job \"%s\" to mode \"%s\" has made is being taken away",
+						job->name, mode_to_be(successor)),
+				 errhint("Try again once bgw_backfill.progress shows no rebuilding.")));
+	if (strcmp(mode_to_be(successor), mode) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("job \"%s\" is being moved to mode \"%s\"", job->name, mode_to_be(successor)),
+				 errhint("Wait until bgw_backfill.progress shows no rebuilding, or give the move up with bgw_backfill.configure('%s', 'mode', '%s').",
+						 job->name, job->mode)));
+	ereport(NOTICE,
+			(errmsg("job \"%s\" is being moved to mode \"%s\" already", job->name, mode)));
+	return true;
+}
+
 /*
  * Begin to move a job to another mode; to the one that it has: give up a move
  * that is under way.  The caller may change the job.
@@ -85,6 +126,7 @@ void
 bbf_move_request(BbfJob *job, const char *mode)
 {
 	BbfJob		successor = *job;
+	bool		shares_table;
 
 	if (strcmp(bbf_mode_lookup(mode)->name, job->mode) == 0)
 	{
@@ -92,6 +134,8 @@ bbf_move_request(BbfJob *job, const char *mode)
 			ereport(NOTICE, (errmsg("job \"%s\" stays in mode \"%s\"", job->name, job->mode)));
 		return;
 	}
+	if (is_moving(job, mode))
+		return;
 	if (job->changing)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
@@ -105,12 +149,19 @@ bbf_move_request(BbfJob *job, const char *mode)
 				 errhint("Use CALL bgw_backfill.wait('%s') first.", job->name)));
 	successor.mode = pstrdup(mode);
 	successor.successor_of = job->name;
+	shares_table = bbf_mode_same_place(bbf_mode_lookup(mode), bbf_mode_lookup(job->mode));
+	if (bbf_mode_lookup(mode)->passes && !shares_table)
+	{
+		successor.becomes = successor.mode;
+		successor.mode = pstrdup(bbf_mode_sidecar.name);
+	}
 	if (bbf_mode_lookup(mode)->writes_source)
 		successor.flag_column = job->flag_column ? job->flag_column : pstrdup(DEFAULT_FLAG);
 	else
 		successor.flag_column = NULL;
-	bbf_check_successor(&successor, bbf_mode_same_place(bbf_mode_lookup(mode), bbf_mode_lookup(job->mode)));
+	bbf_check_successor(&successor, shares_table);
 	insert_successor(job, &successor);
+	bbf_readers_warn(job, mode);
 }
 
 /* The job takes over what its successor is. */
@@ -125,8 +176,8 @@ take_over(const BbfJob *job, const BbfJob *successor)
 					" batch_size = n.batch_size, fill_started_at = n.fill_started_at, fill_ended_at = n.fill_ended_at,"
 					" rows_changed = n.rows_changed, live_since = coalesce(s.live_since, pg_catalog.clock_timestamp()),"
 					" verified_at = n.verified_at, mismatches = n.mismatches, sweep_started_at = NULL, scan_at = NULL,"
-					" prune_cursor = NULL, watermark = n.watermark, next_mark = n.next_mark,"
-					" next_mark_xid = n.next_mark_xid, pass_mark = NULL, pass_cursor = NULL, pass_end = NULL,"
+					" prune_cursor = NULL, watermark = n.watermark, next_mark = NULL,"
+					" next_mark_xid = NULL, pass_mark = NULL, pass_cursor = NULL, pass_end = NULL,"
 					" pass_at = NULL, files = NULL"
 					" FROM bgw_backfill.job_state n"
 					" WHERE s.job OPERATOR(pg_catalog.=) $1 AND n.job OPERATOR(pg_catalog.=) $2",
@@ -141,7 +192,7 @@ static void
 set_mode(const BbfJob *job, const BbfJob *successor)
 {
 	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID};
-	Datum		values[] = {CStringGetTextDatum(job->name), CStringGetTextDatum(successor->mode),
+	Datum		values[] = {CStringGetTextDatum(job->name), CStringGetTextDatum(mode_to_be(successor)),
 	successor->flag_column ? CStringGetTextDatum(successor->flag_column) : (Datum) 0};
 
 	bbf_sql_catalog("UPDATE bgw_backfill.job SET mode = $2, flag_column = $3 WHERE job OPERATOR(pg_catalog.=) $1",
@@ -199,6 +250,7 @@ bbf_move_finish(BbfJob *successor)
 	take_over(job, successor);
 	set_mode(job, successor);
 	moved = bbf_job_load(job->name);
+	bbf_watermark_take_over(moved);
 	bbf_install_switch(job, successor, moved, pair);
 	if (!bbf_mode_same_place(bbf_mode_lookup(job->mode), bbf_mode_lookup(moved->mode)))
 	{

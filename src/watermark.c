@@ -24,7 +24,8 @@
  * them; the sweep finds the rest.
  *
  * The marks are taken at the beginning of the fill as well, and used when phase
- * verify, which looks at all keys, is done.
+ * verify, which looks at all keys, is done.  A job that moves here from another mode
+ * has a table that triggers kept until then, and begins with the highest key.
  *
  * A TRUNCATE, which no trigger tells us of, gives its table another file: so do
  * VACUUM FULL and the like; either asks for a sweep.
@@ -109,6 +110,19 @@ take_mark(BbfJob *job, const BbfPair *pair)
 	return is_ripe(job->next_mark_xid) ? job->next_mark : ripe;
 }
 
+/* The highest key that can be seen; NULL: there is none. */
+static char *
+highest_key(const BbfPair *pair)
+{
+	char	   *key = result(bbf_sql_run(psprintf("SELECT s.%s FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
+												  pair->source_key, pair->source_sql, pair->source_key,
+												  pair->key_op[BTGreaterStrategyNumber]),
+										 0, NULL, NULL, NULL, SPI_OK_SELECT), 1);
+
+	SPI_freetuptable(SPI_tuptable);
+	return key;
+}
+
 /* The watermark rises. */
 static void
 rise(BbfJob *job, const char *mark)
@@ -136,6 +150,17 @@ bbf_watermark_end_walk(BbfJob *job)
 	if (!bbf_mode_lookup(job->mode)->passes || job->phase != BBF_PHASE_VERIFY)
 		return;
 	rise(job, job->pass_mark);
+}
+
+/*
+ * The job takes over a table that triggers have kept.  Both tables are locked
+ * against everybody: who wrote has ended, and the highest key is the watermark.
+ */
+void
+bbf_watermark_take_over(BbfJob *job)
+{
+	if (bbf_mode_lookup(job->mode)->passes)
+		rise(job, highest_key(bbf_pair_load(job)));
 }
 
 /* Must a pass be made, or gone on with, before the next pending scan? */
@@ -198,11 +223,7 @@ begin_pass(BbfJob *job, const BbfPair *pair)
 	look_for_truncate(job, pair);
 	job->pass_mark = take_mark(job, pair);
 	job->pass_cursor = window_begin(job, pair);
-	job->pass_end = result(bbf_sql_run(psprintf("SELECT s.%s FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
-												pair->source_key, pair->source_sql, pair->source_key,
-												pair->key_op[BTGreaterStrategyNumber]),
-									   0, NULL, NULL, NULL, SPI_OK_SELECT), 1);
-	SPI_freetuptable(SPI_tuptable);
+	job->pass_end = highest_key(pair);
 	update_state(job, "pass_mark = $3, pass_cursor = $4, pass_end = $5",
 				 job->pass_mark, job->pass_cursor, job->pass_end);
 	return job->pass_end != NULL;

@@ -8,6 +8,7 @@
 #include "job.h"
 
 extern void bbf_watermark_begin_walk(BbfJob *job);
+extern void bbf_watermark_take_over(BbfJob *job);
 extern void bbf_watermark_end_walk(BbfJob *job);
 extern bool bbf_watermark_is_due(const BbfJob *job);
 extern void bbf_watermark_step(BbfJob *job);

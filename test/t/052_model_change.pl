@@ -199,6 +199,9 @@ SQL
 	like(configure($job, 'match_where', "model = 'm2'"), qr/is being moved to another mode/, "$mode: no change during a move");
 	app($node, "SELECT bgw_backfill.configure('$job', 'mode', '$mode')");
 	ok(wait_for($node, 'rebuilding IS NULL', $job), "$mode: the move is given up");
+	# how far it is
+	is(configure($job, 'match_where', "model = 'm1'"), '', "$mode: a slow change");
+	ok(wait_for($node, "substring(rebuilding from 'conditions: refill, (.*) %')::int BETWEEN 1 AND 60", $job), "$mode: shows how far the refill is");
 	app($node, "SELECT bgw_backfill.untrack('$job')");
 	return;
 }

@@ -1,0 +1,80 @@
+# A live job moves to another mode while its tables are written, between the verification and the switch as well; what is
+# asked of it meanwhile; and who may read the view before and after.
+use strict;
+use warnings;
+use BbfTest;
+use Test::More;
+
+my $node = new_node('moves', conf => "bgw_backfill.batch_sleep = 0\nbgw_backfill.scan_interval = 1s\nbgw_backfill.lookback = 100");
+sql($node, 'CREATE ROLE reader LOGIN; CREATE ROLE clerk LOGIN');
+create_pair($node, rows => 3000);
+app($node, <<'SQL');
+GRANT SELECT ON events TO reader;
+GRANT SELECT (id, org, body) ON events TO clerk;
+SELECT bgw_backfill.track('events', 'events_emb', pending_where => $$body <> ''$$, group_by => 'org');
+SQL
+wait_phase($node, 'live');
+app($node, 'GRANT SELECT ON events_pending TO reader, clerk; GRANT SELECT (has_embedding) ON events TO clerk');
+
+# What is asked for, or the error and its hint.
+sub mode
+{
+	my ($mode) = @_;
+
+	my (undef, undef, $said) = $node->psql('postgres', "SELECT bgw_backfill.configure('events', 'mode', '$mode')",
+		extra_params => [ '-U', 'app' ]);
+	return $said;
+}
+
+# The view against the truth, in one snapshot, and with it the mode.
+sub seen
+{
+	my ($role) = @_;
+
+	return app($node, <<'SQL', undef, $role);
+WITH truth AS (SELECT id, org FROM events s WHERE body <> '' AND NOT EXISTS (SELECT FROM events_emb WHERE event_id = s.id))
+SELECT mode, (SELECT count(*) FROM (TABLE truth EXCEPT ALL TABLE events_pending) x) AS lacking,
+	(SELECT count(*) FROM (TABLE events_pending EXCEPT ALL TABLE truth) x) AS stale FROM bgw_backfill.progress
+SQL
+}
+
+# Far below the newest keys, and at them: what starts to be pending, stops, goes, and changes its group.
+my $round = 0;
+sub change
+{
+	$round++;
+	return app($node, <<"SQL");
+DELETE FROM events_emb WHERE event_id BETWEEN $round * 300 AND $round * 300 + 99;
+UPDATE events SET body = 'text' WHERE id BETWEEN $round * 300 + 100 AND $round * 300 + 149;
+UPDATE events SET body = NULL WHERE id BETWEEN $round * 300 + 150 AND $round * 300 + 159;
+UPDATE events SET org = 'moved' WHERE id BETWEEN $round * 300 + 160 AND $round * 300 + 199;
+DELETE FROM events WHERE id BETWEEN $round * 300 + 200 AND $round * 300 + 209;
+INSERT INTO events_emb SELECT id FROM events WHERE id BETWEEN $round * 300 + 210 AND $round * 300 + 249 ON CONFLICT DO NOTHING;
+INSERT INTO events SELECT max(id) + 1, 'new', 'text' FROM events;
+SQL
+}
+
+my $from = 'column';
+foreach my $to (qw(watermark sidecar column sidecar watermark column))
+{
+	my $old = old_snapshot($node);
+	# the switch waits for it, and the build of an index before that
+	my $readers = $to eq 'watermark' ? qr/WARNING:  in mode "watermark" .* "events_emb" as well, which reader, clerk may not.*GRANT SELECT ON public\.events_emb TO reader, clerk/s : qr/^$/;
+
+	like(mode($to), $readers, "$from to $to: readers that need more are named");
+	like(mode($to), qr/NOTICE:  job "events" is being moved to mode "$to" already/, 'asked again');
+	my ($third) = grep { $_ ne $from && $_ ne $to } qw(column sidecar watermark);
+	like(mode($third), qr/ERROR:  job "events" is being moved to mode "$to".*HINT:.*configure\('events', 'mode', '$from'\)/s, 'asked for the third mode');
+	my $step = $to eq 'column' ? 'index%' : 'verified, waits for older snapshots';
+	ok(wait_for($node, "rebuilding LIKE 'mode $to: $step'"), 'waits for older snapshots');
+	change();
+	is(seen(), "$from|0|0", 'the view is right before the switch') if $from ne 'watermark';
+	end_session($old);
+	ok(wait_for($node, "mode = '$to' AND rebuilding IS NULL"), 'moved');
+	is(seen(), "$to|0|0", 'the view is right after the switch') if $from ne 'watermark';
+	is(app($node, 'SELECT count(*) > 0 FROM events_pending', undef, $_), 't', "$_ may read it")
+	  foreach $to eq 'watermark' ? () : qw(reader clerk);
+	$from = $to;
+}
+no_crash($node);
+done_testing();
