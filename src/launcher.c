@@ -265,7 +265,7 @@ launch(BbfSlotKind kind, Oid datid, Oid owner)
 
 /* The processes of a kind, in all databases or one.  The lock is held. */
 static int
-count_processes(BbfSlotKind kind, Oid datid, Oid owner)
+count_processes(BbfSlotKind kind, Oid datid)
 {
 	int			n = 0;
 
@@ -273,8 +273,7 @@ count_processes(BbfSlotKind kind, Oid datid, Oid owner)
 	{
 		BbfSlot    *slot = &bbf_shared->slots[i];
 
-		if (slot->kind == kind && (!OidIsValid(datid) || slot->datid == datid) &&
-			(!OidIsValid(owner) || slot->owner == owner))
+		if (slot->kind == kind && (!OidIsValid(datid) || slot->datid == datid))
 			n++;
 	}
 	return n;
@@ -297,13 +296,13 @@ take_due_database(TimestampTz now)
 
 		if (!OidIsValid(db->datid) || db->drained_by != 0 ||
 			!(db->dirty || (db->next_due != 0 && db->next_due <= now)) ||
-			count_processes(BBF_SLOT_SCHEDULER, db->datid, InvalidOid) > 0)
+			count_processes(BBF_SLOT_SCHEDULER, db->datid) > 0)
 			continue;
 		if (first == NULL || (db->dirty && !first->dirty) ||
 			(db->dirty == first->dirty && db->next_due < first->next_due))
 			first = db;
 	}
-	if (first && count_processes(BBF_SLOT_SCHEDULER, InvalidOid, InvalidOid) < BBF_MAX_SCHEDULERS)
+	if (first && count_processes(BBF_SLOT_SCHEDULER, InvalidOid) < BBF_MAX_SCHEDULERS)
 	{
 		first->dirty = false;
 		first->next_due = 0;
@@ -324,14 +323,14 @@ take_due_owner(BbfDue *result)
 	bool		found = false;
 
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
-	if (count_processes(BBF_SLOT_WORKER, InvalidOid, InvalidOid) < bbf_guc_server_value(BBF_MAX_WORKERS))
+	if (count_processes(BBF_SLOT_WORKER, InvalidOid) < bbf_guc_server_value(BBF_MAX_WORKERS))
 	{
 		for (int i = 0; i < bbf_shared->ndue && !found; i++)
 		{
 			BbfDue	   *due = &bbf_shared->due[i];
 
 			if (bbf_shmem_is_drained(due->datid) ||
-				count_processes(BBF_SLOT_WORKER, due->datid, due->owner) > 0)
+				bbf_shmem_has_worker(due->datid, due->owner))
 				continue;
 			*result = *due;
 			found = true;
@@ -375,15 +374,17 @@ static long
 time_to_sleep(long until_ms)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		all_busy;
 
 	LWLockAcquire(bbf_shared->lock, LW_SHARED);
-	for (int i = 0; i < BBF_MAX_DATABASES; i++)
+	all_busy = count_processes(BBF_SLOT_SCHEDULER, InvalidOid) >= BBF_MAX_SCHEDULERS;
+	for (int i = 0; i < BBF_MAX_DATABASES && !all_busy; i++)
 	{
 		BbfDatabase *db = &bbf_shared->databases[i];
 
 		/* a scheduler that is running will wake us when it is done */
 		if (OidIsValid(db->datid) && db->drained_by == 0 && db->next_due != 0 &&
-			count_processes(BBF_SLOT_SCHEDULER, db->datid, InvalidOid) == 0)
+			count_processes(BBF_SLOT_SCHEDULER, db->datid) == 0)
 			until_ms = Min(until_ms, TimestampDifferenceMilliseconds(now, db->next_due));
 	}
 	LWLockRelease(bbf_shared->lock);

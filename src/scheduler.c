@@ -92,7 +92,7 @@ schedule(const BbfJob *job, TimestampTz now)
 	else if ((problem = obstacle(job, owner, &hint)) != NULL)
 		give_up(job, BBF_HEALTH_FAILED, problem, hint);
 	else if (due > now)
-		bbf_shmem_set_next_due(MyDatabaseId, due);
+		bbf_shmem_set_owner_due(MyDatabaseId, owner, due);
 	else
 		bbf_shmem_add_due(MyDatabaseId, owner);
 }

@@ -99,6 +99,20 @@ bbf_shmem_is_drained(Oid datid)
 	return db && db->drained_by != 0;
 }
 
+/* Has the owner a worker, or one that is about to start?  The lock is held. */
+bool
+bbf_shmem_has_worker(Oid datid, Oid owner)
+{
+	for (int i = 0; i < BBF_MAX_SLOTS; i++)
+	{
+		BbfSlot    *slot = &bbf_shared->slots[i];
+
+		if (slot->kind == BBF_SLOT_WORKER && slot->datid == datid && slot->owner == owner)
+			return true;
+	}
+	return false;
+}
+
 /* Set the latches of the launcher and of a database's workers. */
 static void
 set_latches(Oid datid)
@@ -284,6 +298,24 @@ bbf_shmem_set_next_due(Oid datid, TimestampTz when)
 		db->next_due = when;
 	tell_launcher();
 	LWLockRelease(bbf_shared->lock);
+}
+
+/*
+ * A job of an owner's is due at that time.  A worker that he has knows; he is judged
+ * anew when that is gone.
+ */
+void
+bbf_shmem_set_owner_due(Oid datid, Oid owner, TimestampTz when)
+{
+	bool		served;
+
+	LWLockAcquire(bbf_shared->lock, LW_SHARED);
+	served = bbf_shmem_has_worker(datid, owner);
+	LWLockRelease(bbf_shared->lock);
+	if (served)
+		bbf_shmem_add_due(datid, owner);
+	else
+		bbf_shmem_set_next_due(datid, when);
 }
 
 /* The database has no extension: only a wake-up brings it back. */

@@ -95,6 +95,7 @@ extern void bbf_shmem_undrain(Oid datid);
 
 /* for those who hold the lock */
 extern bool bbf_shmem_is_drained(Oid datid);
+extern bool bbf_shmem_has_worker(Oid datid, Oid owner);
 
 /* a launched process, for its own slot: shmem_slot.c */
 extern BbfSlot *bbf_shmem_attach(int slotno, uint64 generation);
@@ -109,6 +110,7 @@ extern void bbf_shmem_say_goodbye(void);
 /* the answer of a scheduler, or what a worker leaves at its exit */
 extern void bbf_shmem_add_due(Oid datid, Oid owner);
 extern void bbf_shmem_set_next_due(Oid datid, TimestampTz when);
+extern void bbf_shmem_set_owner_due(Oid datid, Oid owner, TimestampTz when);
 extern void bbf_shmem_forget_database(Oid datid);
 extern void bbf_shmem_remove_database(Oid datid);
 extern void bbf_shmem_clear_recheck(Oid datid);

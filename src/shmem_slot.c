@@ -156,8 +156,9 @@ bbf_shmem_others_wait(void)
 	result = bbf_shared->no_slots_since != 0;
 	for (int i = 0; i < bbf_shared->ndue && my_slot; i++)
 	{
-		if (bbf_shared->due[i].datid != my_slot->datid ||
-			bbf_shared->due[i].owner != my_slot->owner)
+		BbfDue	   *due = &bbf_shared->due[i];
+
+		if (!bbf_shmem_has_worker(due->datid, due->owner) && !bbf_shmem_is_drained(due->datid))
 			result = true;
 	}
 	LWLockRelease(bbf_shared->lock);
