@@ -345,6 +345,9 @@ bgw_backfill_configure(PG_FUNCTION_ARGS)
 				 errmsg("job and setting must not be null")));
 	SPI_connect();
 	job = bbf_api_own_job(text_argument(fcinfo, 0));
+	/* one change at a time: of two, each would not see the other */
+	bbf_job_lock(job->name);
+	job = bbf_api_own_job(job->name);
 	if (strcmp(setting_name, "mode") == 0)
 	{
 		if (value == NULL)

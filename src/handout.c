@@ -146,8 +146,11 @@ bbf_handout_claim(BbfHandout *handout, int64 lease_ms)
 	leases = bbf_lease_read(handout->job->name);
 	expire(handout, leases);
 	make_room(handout, leases, want, true);
-	/* source rows that are deleted, or not eligible any more, are rarer, and a look more for each */
-	if (leases->outstanding + want > limit)
+	/*
+	 * Source rows that are deleted, or not eligible any more, are rarer, and a look
+	 * more for each.  Not in a refill: the table of pending keys does not have them all.
+	 */
+	if (leases->outstanding + want > limit && handout->job->phase == BBF_PHASE_LIVE)
 		make_room(handout, leases, want, false);
 	want = Min(want, limit - leases->outstanding);
 	handout->n = 0;

@@ -293,6 +293,19 @@ bbf_job_successor(const char *name)
 	return successor;
 }
 
+/* Keep others from changing the configuration of a job and of its successor. */
+void
+bbf_job_lock(const char *name)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name)};
+
+	bbf_sql_catalog("SELECT 1 FROM bgw_backfill.job WHERE job OPERATOR(pg_catalog.=) $1"
+					" OR successor_of OPERATOR(pg_catalog.=) $1 ORDER BY successor_of NULLS FIRST FOR UPDATE",
+					1, types, values, NULL, SPI_OK_SELECT);
+	SPI_freetuptable(SPI_tuptable);
+}
+
 /* The name that a user knows the job by. */
 const char *
 bbf_job_display_name(const BbfJob *job)

@@ -61,7 +61,7 @@ bbf_job_enter_phase(BbfJob *job, BbfPhase phase)
 					  "  WHEN 'index' THEN coalesce(fill_ended_at, pg_catalog.clock_timestamp()) ELSE fill_ended_at END,"
 					  " live_since = CASE WHEN $3 OPERATOR(pg_catalog.=) 'live' THEN pg_catalog.clock_timestamp() END,"
 					  " scan_at = CASE WHEN $3 OPERATOR(pg_catalog.=) 'live' THEN NULL ELSE scan_at END,"
-					  " sweep_started_at = NULL",
+					  " sweep_started_at = NULL, switch_xid = NULL",
 					  " AND generation OPERATOR(pg_catalog.=) $2",
 					  3, types, values, NULL))
 		return false;
@@ -387,7 +387,7 @@ bbf_job_restart_fill(const char *name)
 				 " walk_cursor = NULL, high_mark = NULL, rows_done = 0, rows_total = 0, rows_changed = 0,"
 				 " batches = 0, batch_ms = NULL, rows_per_second = NULL, fill_started_at = NULL,"
 				 " fill_ended_at = NULL, live_since = NULL, sweep_started_at = NULL, scan_at = NULL,"
-				 " phase_started_at = pg_catalog.clock_timestamp()",
+				 " switch_xid = NULL, phase_started_at = pg_catalog.clock_timestamp()",
 				 " AND phase OPERATOR(pg_catalog.<>) ALL ('{install,uninstall}')",
 				 1, types, values, NULL);
 }

@@ -176,7 +176,7 @@ take_over(const BbfJob *job, const BbfJob *successor)
 					" batch_size = n.batch_size, fill_started_at = n.fill_started_at, fill_ended_at = n.fill_ended_at,"
 					" rows_changed = n.rows_changed, live_since = coalesce(s.live_since, pg_catalog.clock_timestamp()),"
 					" verified_at = n.verified_at, mismatches = n.mismatches, sweep_started_at = NULL, scan_at = NULL,"
-					" prune_cursor = NULL, watermark = n.watermark, next_mark = NULL,"
+					" prune_cursor = NULL, refilling = false, watermark = NULL, next_mark = NULL,"
 					" next_mark_xid = NULL, pass_mark = NULL, pass_cursor = NULL, pass_end = NULL,"
 					" pass_at = NULL, files = NULL"
 					" FROM bgw_backfill.job_state n"
@@ -227,6 +227,29 @@ old_snapshots_have_ended(const BbfJob *successor)
 }
 
 /*
+ * Whoever we waited for, to have both tables alone, may have truncated one, given
+ * the move up, or ended the job.  Look once more, at what cannot change any more:
+ * the state changes under locks on the tables, the configuration under the rows'.
+ */
+static bool
+is_still_verified(BbfJob **job, BbfJob *successor)
+{
+	BbfJob	   *now;
+
+	bbf_job_lock((*job)->name);
+	*job = bbf_job_load(successor->successor_of);
+	now = bbf_job_load(successor->name);
+	if (*job == NULL || (*job)->uninstall || now == NULL || now->uninstall ||
+		now->phase != BBF_PHASE_LIVE || now->generation != successor->generation)
+		return false;
+	/* a table that both keep is as good as the job says as well */
+	if ((*job)->phase != BBF_PHASE_LIVE &&
+		bbf_mode_same_place(bbf_mode_lookup((*job)->mode), bbf_mode_lookup(successor->mode)))
+		return false;
+	return bbf_install_check(successor);
+}
+
+/*
  * A successor is verified: put it in its job's place, in the transaction that is
  * open.  False: not yet.
  */
@@ -236,6 +259,7 @@ bbf_move_finish(BbfJob *successor)
 	BbfJob	   *job = bbf_job_load(successor->successor_of);
 	BbfJob	   *moved;
 	BbfPair    *pair;
+	char	   *mark = NULL;
 
 	if (job == NULL || job->uninstall)
 	{
@@ -245,12 +269,16 @@ bbf_move_finish(BbfJob *successor)
 	}
 	if (!old_snapshots_have_ended(successor))
 		return false;
+	if (bbf_mode_lookup(mode_to_be(successor))->passes)
+		mark = bbf_watermark_highest(bbf_pair_load(successor));
 	bbf_install_lock_alone(successor);
+	if (!is_still_verified(&job, successor))
+		return false;
 	pair = bbf_pair_load(successor);
 	take_over(job, successor);
 	set_mode(job, successor);
 	moved = bbf_job_load(job->name);
-	bbf_watermark_take_over(moved);
+	bbf_watermark_take_over(moved, mark);
 	bbf_install_switch(job, successor, moved, pair);
 	if (!bbf_mode_same_place(bbf_mode_lookup(job->mode), bbf_mode_lookup(moved->mode)))
 	{

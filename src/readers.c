@@ -12,9 +12,11 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "expr.h"
 #include "mode.h"
 #include "readers.h"
 #include "sql.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -55,25 +57,44 @@ bbf_readers_grant(const char *what, const BbfPair *pair, bool of_table)
 		bbf_sql_ddl(lfirst(lc));
 }
 
-/* Those of a view's readers who may not read the target's key; NULL: none. */
+/* Those of a view's readers who may not read some of a table's columns; columns NULL: all readers.  NULL: none. */
 static char *
-cannot_read(Oid view, const BbfPair *pair, bool anybody)
+cannot_read(Oid view, Oid relid, Bitmapset *columns)
 {
-	Oid			types[] = {OIDOID, OIDOID, INT2OID, BOOLOID};
-	Datum		values[] = {ObjectIdGetDatum(view), ObjectIdGetDatum(pair->target),
-	Int16GetDatum(pair->target_key_att), BoolGetDatum(anybody)};
+	Oid			types[] = {OIDOID, OIDOID, INT2ARRAYOID};
+	Datum	   *numbers = palloc(sizeof(Datum) * (bms_num_members(columns) + 1));
+	Datum		values[] = {ObjectIdGetDatum(view), ObjectIdGetDatum(relid), 0};
 	char	   *roles;
+	int			column = -1;
+	int			n = 0;
 
+	while ((column = bms_next_member(columns, column)) >= 0)
+		numbers[n++] = Int16GetDatum(column);
+	values[2] = PointerGetDatum(construct_array(numbers, n, INT2OID, sizeof(int16), true, TYPALIGN_SHORT));
 	bbf_sql_run("SELECT pg_catalog.string_agg(CASE a.grantee WHEN 0 THEN 'PUBLIC'"
 				" ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END, ', ' ORDER BY a.grantee)"
 				" FROM pg_catalog.pg_class v, pg_catalog.aclexplode(v.relacl) a"
 				" WHERE v.oid OPERATOR(pg_catalog.=) $1 AND a.privilege_type OPERATOR(pg_catalog.=) 'SELECT'"
-				" AND a.grantee OPERATOR(pg_catalog.<>) v.relowner AND ($4 OR a.grantee OPERATOR(pg_catalog.=) 0"
-				"  OR NOT pg_catalog.has_column_privilege(a.grantee, $2, $3, 'SELECT'))",
-				4, types, values, NULL, SPI_OK_SELECT);
+				" AND a.grantee OPERATOR(pg_catalog.<>) v.relowner"
+				" AND ($3 OPERATOR(pg_catalog.=) '{}' OR EXISTS (SELECT FROM pg_catalog.unnest($3) c"
+				"  WHERE NOT pg_catalog.has_column_privilege(a.grantee, $2, c, 'SELECT')))",
+				3, types, values, NULL, SPI_OK_SELECT);
 	roles = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return roles;
+}
+
+/* Warn of readers who lack columns of a table that the view will read. */
+static void
+warn(const char *mode, Oid view, Oid relid, const char *table_sql, Bitmapset *columns)
+{
+	char	   *roles = cannot_read(view, relid, columns);
+
+	if (roles)
+		ereport(WARNING,
+				(errmsg("in mode \"%s\" the view \"%s\" reads columns of table \"%s\" that %s may not",
+						mode, get_rel_name(view), get_rel_name(relid), roles),
+				 errhint("Use GRANT SELECT ON %s TO %s.", table_sql, roles)));
 }
 
 /* Say who reads the view of a job's pending rows and could not in another mode. */
@@ -87,16 +108,18 @@ bbf_readers_warn(const BbfJob *job, const char *mode)
 	bool		row_security = source->rd_rel->relrowsecurity;
 	char	   *roles;
 
-	table_close(source, NoLock);
+	table_close(source, AccessShareLock);
 	if (!OidIsValid(view))
 		return;
-	if (next->passes && (roles = cannot_read(view, pair, false)) != NULL)
-		ereport(WARNING,
-				(errmsg("in mode \"%s\" the view \"%s\" reads table \"%s\" as well, which %s may not",
-						mode, get_rel_name(view), get_rel_name(pair->target), roles),
-				 errhint("Use GRANT SELECT ON %s TO %s.", pair->target_sql, roles)));
+	if (next->passes)
+		warn(mode, view, pair->target, pair->target_sql,
+			 bms_add_member(bbf_expr_columns(job->match_where, pair->target), pair->target_key_att));
+	if (next->table == NULL)
+		warn(mode, view, pair->source, pair->source_sql,
+			 bms_add_member(bms_add_member(bbf_expr_columns(job->pending_where, pair->source), pair->source_key_att),
+							pair->group_by ? pair->group_att : pair->source_key_att));
 	if (next->table && row_security && !bbf_mode_same_place(next, bbf_mode_lookup(job->mode)) &&
-		(roles = cannot_read(view, pair, true)) != NULL)
+		(roles = cannot_read(view, InvalidOid, NULL)) != NULL)
 		ereport(WARNING,
 				(errmsg("in mode \"%s\" the view \"%s\" reads table \"%s\", which %s may not",
 						mode, get_rel_name(view), bbf_job_object(job, "sidecar"), roles),

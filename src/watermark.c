@@ -25,7 +25,7 @@
  *
  * The marks are taken at the beginning of the fill as well, and used when phase
  * verify, which looks at all keys, is done.  A job that moves here from another mode
- * has a table that triggers kept until then, and begins with the highest key.
+ * has a table that triggers kept until then, and begins with the highest key of then.
  *
  * A TRUNCATE, which no trigger tells us of, gives its table another file: so do
  * VACUUM FULL and the like; either asks for a sweep.
@@ -111,8 +111,8 @@ take_mark(BbfJob *job, const BbfPair *pair)
 }
 
 /* The highest key that can be seen; NULL: there is none. */
-static char *
-highest_key(const BbfPair *pair)
+char *
+bbf_watermark_highest(const BbfPair *pair)
 {
 	char	   *key = result(bbf_sql_run(psprintf("SELECT s.%s FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
 												  pair->source_key, pair->source_sql, pair->source_key,
@@ -153,14 +153,15 @@ bbf_watermark_end_walk(BbfJob *job)
 }
 
 /*
- * The job takes over a table that triggers have kept.  Both tables are locked
- * against everybody: who wrote has ended, and the highest key is the watermark.
+ * The job takes over a table that triggers have kept until now, when both tables are
+ * locked against everybody.  The mark is the highest key that was seen before that:
+ * whoever was about to write a lower one has ended, and the triggers have seen it.
  */
 void
-bbf_watermark_take_over(BbfJob *job)
+bbf_watermark_take_over(BbfJob *job, const char *mark)
 {
 	if (bbf_mode_lookup(job->mode)->passes)
-		rise(job, highest_key(bbf_pair_load(job)));
+		rise(job, mark);
 }
 
 /* Must a pass be made, or gone on with, before the next pending scan? */
@@ -223,7 +224,7 @@ begin_pass(BbfJob *job, const BbfPair *pair)
 	look_for_truncate(job, pair);
 	job->pass_mark = take_mark(job, pair);
 	job->pass_cursor = window_begin(job, pair);
-	job->pass_end = highest_key(pair);
+	job->pass_end = bbf_watermark_highest(pair);
 	update_state(job, "pass_mark = $3, pass_cursor = $4, pass_end = $5",
 				 job->pass_mark, job->pass_cursor, job->pass_end);
 	return job->pass_end != NULL;
