@@ -31,6 +31,7 @@
 #include "sql.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
+#include "txn.h"
 #include "utils/builtins.h"
 #include "wake.h"
 #include "watermark.h"
@@ -236,7 +237,6 @@ is_still_verified(BbfJob **job, BbfJob *successor)
 {
 	BbfJob	   *now;
 
-	bbf_job_lock((*job)->name);
 	*job = bbf_job_load(successor->successor_of);
 	now = bbf_job_load(successor->name);
 	if (*job == NULL || (*job)->uninstall || now == NULL || now->uninstall ||
@@ -269,6 +269,9 @@ bbf_move_finish(BbfJob *successor)
 	}
 	if (!old_snapshots_have_ended(successor))
 		return false;
+	/* the rows before the tables: nobody's queries stand behind us while we wait for those */
+	bbf_txn_lock_timeout(bbf_job_setting(job, BBF_LOCK_TIMEOUT));
+	bbf_job_lock(job->name);
 	if (bbf_mode_lookup(mode_to_be(successor))->passes)
 		mark = bbf_watermark_highest(bbf_pair_load(successor));
 	bbf_install_lock_alone(successor);

@@ -7,15 +7,16 @@ use Test::More;
 
 my $node = new_node('moves', conf => "bgw_backfill.batch_sleep = 0\nbgw_backfill.scan_interval = 1s\nbgw_backfill.lookback = 100\n"
 	  . "bgw_backfill.lock_timeout = 10s");
-sql($node, 'CREATE ROLE reader LOGIN; CREATE ROLE clerk LOGIN');
+sql($node, 'CREATE ROLE reader LOGIN; CREATE ROLE clerk LOGIN; CREATE ROLE narrow LOGIN');
 create_pair($node, rows => 3000);
 app($node, <<'SQL');
 GRANT SELECT ON events TO reader;
 GRANT SELECT (id, org, body) ON events TO clerk;
+GRANT SELECT (id, org) ON events TO narrow;
 SELECT bgw_backfill.track('events', 'events_emb', pending_where => $$body <> ''$$, group_by => 'org');
 SQL
 wait_phase($node, 'live');
-app($node, 'GRANT SELECT ON events_pending TO reader, clerk; GRANT SELECT (has_embedding) ON events TO clerk');
+app($node, 'GRANT SELECT ON events_pending TO reader, clerk, narrow; GRANT SELECT (has_embedding) ON events TO clerk');
 
 # What is asked for, or the error and its hint.
 sub mode
@@ -60,9 +61,12 @@ foreach my $to (qw(watermark sidecar column sidecar watermark column))
 {
 	my $old = old_snapshot($node);
 	# the switch waits for it, and the build of an index before that
-	my $readers = $to eq 'watermark' ? qr/WARNING:  in mode "watermark" .* columns of table "events_emb" that reader, clerk may not.*GRANT SELECT ON public\.events_emb TO reader, clerk/s : qr/^$/;
+	my %lacks = (
+		watermark => qr/WARNING: .* columns of table "events_emb" that reader, clerk, narrow may not.*GRANT SELECT ON public\.events_emb TO reader, clerk, narrow/s,
+		column => qr/WARNING: .* columns of table "events" that narrow may not/,
+		sidecar => qr/^$/);
 
-	like(mode($to), $readers, "$from to $to: readers that need more are named");
+	like(mode($to), $lacks{$to}, "$from to $to: readers that need more are named");
 	like(mode($to), qr/NOTICE:  job "events" is being moved to mode "$to" already/, 'asked again');
 	my ($third) = grep { $_ ne $from && $_ ne $to } qw(column sidecar watermark);
 	like(mode($third), qr/ERROR:  job "events" is being moved to mode "$to".*HINT:.*configure\('events', 'mode', '$from'\)/s, 'asked for the third mode');
@@ -90,7 +94,7 @@ foreach my $to (qw(watermark sidecar column sidecar watermark column))
 	ok(wait_for($node, "mode = '$to' AND rebuilding IS NULL"), 'moved');
 	is(seen(), "$to|0|0", 'the view is right after the switch') if $from ne 'watermark';
 	is(app($node, 'SELECT count(*) > 0 FROM events_pending', undef, $_), 't', "$_ may read it")
-	  foreach $to eq 'watermark' ? () : qw(reader clerk);
+	  foreach $to eq 'watermark' ? () : $to eq 'column' ? qw(reader clerk) : qw(reader clerk narrow);
 	app($node, 'INSERT INTO events_emb SELECT event_id FROM backup_rows b WHERE EXISTS (SELECT FROM events WHERE id = event_id)
 		ON CONFLICT DO NOTHING; DROP TABLE backup_rows') if sql($node, "SELECT to_regclass('backup_rows') IS NOT NULL") eq 't';
 	$from = $to;
