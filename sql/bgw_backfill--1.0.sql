@@ -462,18 +462,18 @@ FROM (
 		(SELECT pg_catalog.count(*) FROM bgw_backfill.group_wait g
 			WHERE g.job = j.job AND EXISTS (SELECT FROM bgw_backfill.pending_group p
 				WHERE p.job = g.job AND p.group_key IS NOT DISTINCT FROM g.group_key)) AS waiting_groups,
-		CASE
-			WHEN n.uninstall THEN pg_catalog.format('mode %s: given up', coalesce(n.becomes, n.mode))
-			WHEN ns.health <> 'ok' THEN pg_catalog.format('mode %s: %s: %s', coalesce(n.becomes, n.mode), ns.health, ns.last_error)
-			WHEN ns.phase IN ('fill', 'verify') AND ns.rows_total > 0
-				THEN pg_catalog.format('mode %s: %s, %s %%', coalesce(n.becomes, n.mode), ns.phase,
+		coalesce('mode ' || coalesce(n.becomes, n.mode) || ': ' || CASE
+				WHEN n.uninstall THEN 'given up'
+				WHEN ns.health <> 'ok' THEN pg_catalog.format('%s: %s', ns.health, ns.last_error)
+				WHEN ns.phase IN ('fill', 'verify') AND ns.rows_total > 0 THEN pg_catalog.format('%s, %s %%', ns.phase,
 					least(99, pg_catalog.floor(100.0 * ns.rows_done / ns.rows_total)))
-			WHEN n.job IS NOT NULL THEN pg_catalog.format('mode %s: %s%s', coalesce(n.becomes, n.mode),
-				CASE WHEN ns.phase = 'live' THEN 'verified' ELSE ns.phase END, ', waits for ' || ns.waiting_for)
-			WHEN j.changing THEN 'conditions: about to change'
-			WHEN s.refilling THEN pg_catalog.format('conditions: refill, %s %%',
-				least(99, pg_catalog.floor(100.0 * s.sweep_rows / greatest(s.sweep_total, s.sweep_rows, 1))))
-		END AS rebuilding,
+				ELSE pg_catalog.format('%s%s', CASE WHEN ns.phase = 'live' THEN 'verified' ELSE ns.phase END,
+					', waits for ' || ns.waiting_for)
+			END, CASE
+				WHEN j.changing THEN 'conditions: about to change'
+				WHEN s.refilling THEN pg_catalog.format('conditions: refill, %s %%',
+					least(99, pg_catalog.floor(100.0 * s.sweep_rows / greatest(s.sweep_total, s.sweep_rows, 1))))
+			END) AS rebuilding,
 		coalesce(w.pid, ow.pid) AS worker_pid
 	FROM bgw_backfill.visible_job j
 		JOIN bgw_backfill.job_state s ON s.job = j.job

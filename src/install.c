@@ -139,26 +139,17 @@ find_view(const BbfJob *job, const BbfPair *pair)
 	return view;
 }
 
-/* The tables must still be ones that track() would take. */
+/*
+ * Everything of a job must belong to one role, the one we are, and the tables must
+ * still be ones that track() would take.
+ */
 static void
-check_tables(const BbfPair *pair)
-{
-	Relation	source = table_open(pair->source, AccessShareLock);
-	Relation	target = table_open(pair->target, AccessShareLock);
-
-	bbf_shape_check_table(source, "source");
-	bbf_shape_check_table(target, "target");
-	bbf_shape_check_persistence(source, target);
-	table_close(target, NoLock);
-	table_close(source, NoLock);
-}
-
-/* And everything of a job must belong to one role: the one we are. */
-static void
-check_owners(const BbfJob *job, const BbfPair *pair)
+check_tables(const BbfJob *job, const BbfPair *pair)
 {
 	Oid			view = find_view(job, pair);
 	const char *what = NULL;
+	Relation	source;
+	Relation	target;
 
 	if (bbf_pair_owner(pair->source) != GetUserId())
 		what = "source";
@@ -173,6 +164,14 @@ check_owners(const BbfJob *job, const BbfPair *pair)
 						what, job->name, GetUserNameFromId(GetUserId(), false)),
 				 errdetail("Source, target and view must have the same owner."),
 				 errhint("Use ALTER ... OWNER TO, then bgw_backfill.resume('%s').", job->name)));
+
+	source = table_open(pair->source, AccessShareLock);
+	target = table_open(pair->target, AccessShareLock);
+	bbf_shape_check_table(source, "source");
+	bbf_shape_check_table(target, "target");
+	bbf_shape_check_persistence(source, target);
+	table_close(target, NoLock);
+	table_close(source, NoLock);
 }
 
 /* Lock a table, waiting no longer than that. */
@@ -200,7 +199,7 @@ bbf_install_lock_alone(const BbfJob *job)
 {
 	BbfPair    *pair = bbf_pair_load(job);
 
-	check_owners(job, pair);
+	check_tables(job, pair);
 	lock_both(job, pair, AccessExclusiveLock, AccessExclusiveLock);
 }
 
@@ -243,13 +242,12 @@ bbf_install_run(BbfJob *job)
 	List	   *triggers;
 	ListCell   *lc;
 
-	check_owners(job, pair);
-	check_tables(pair);
+	check_tables(job, pair);
 	source_lock = mode->source_lock(job, pair);
 	if (source_lock != NoLock)
 		lock_both(job, pair, ShareRowExclusiveLock, source_lock);
 	pair = bbf_pair_load(job);	/* what was read before the locks is a guess */
-	check_owners(job, pair);
+	check_tables(job, pair);
 
 	mode->install(job, pair);
 	triggers = mode->triggers(job, pair);
@@ -277,8 +275,7 @@ bbf_install_check(BbfJob *job)
 	char	   *missing;
 	ListCell   *lc;
 
-	check_owners(job, pair);
-	check_tables(pair);
+	check_tables(job, pair);
 	bbf_job_rename(job, pair->source, pair->target);
 	missing = mode->missing(job, pair);
 	if (missing == NULL)

@@ -95,13 +95,10 @@ bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total)
 		nulls[2] = 'n';
 	if (sweep)
 		return update_state(job->name,
-							job->phase == BBF_PHASE_LIVE ?
-							"walk_cursor = NULL, high_mark = $3, sweep_mismatches = 0, sweep_rows = 0,"
-							" sweep_eligible = 0, sweep_pending = 0, sweep_request = $5,"
-							" sweep_started_at = pg_catalog.clock_timestamp(), sweep_total = $4" :
-							"walk_cursor = NULL, high_mark = $3, sweep_mismatches = 0, sweep_rows = 0,"
-							" sweep_eligible = 0, sweep_pending = 0, sweep_request = $5,"
-							" sweep_started_at = pg_catalog.clock_timestamp(), rows_total = $4",
+							psprintf("walk_cursor = NULL, high_mark = $3, sweep_mismatches = 0, sweep_rows = 0,"
+									 " sweep_eligible = 0, sweep_pending = 0, sweep_request = $5,"
+									 " sweep_started_at = pg_catalog.clock_timestamp(), sweep_total = $4%s",
+									 job->phase == BBF_PHASE_LIVE ? "" : ", rows_total = $4"),
 							" AND generation OPERATOR(pg_catalog.=) $2",
 							5, types, values, nulls);
 	return update_state(job->name,

@@ -87,14 +87,10 @@ static void
 come_back_later(Oid datid)
 {
 	TimestampTz when = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), COME_BACK_AFTER_MS);
+	BbfDatabase *db = bbf_shmem_database(datid);
 
-	for (int i = 0; i < BBF_MAX_DATABASES; i++)
-	{
-		BbfDatabase *db = &bbf_shared->databases[i];
-
-		if (db->datid == datid && (db->next_due == 0 || db->next_due > when))
-			db->next_due = when;
-	}
+	if (db && (db->next_due == 0 || db->next_due > when))
+		db->next_due = when;
 }
 
 /*
@@ -105,22 +101,18 @@ come_back_later(Oid datid)
 static void
 judge_anew(const BbfSlot *slot)
 {
-	bool		found = false;
+	BbfDatabase *db = bbf_shmem_database(slot->datid);
 
-	for (int i = bbf_shared->ndue - 1; i >= 0; i--)
+	for (int i = 0; i < bbf_shared->ndue; i++)
 	{
 		BbfDue	   *due = &bbf_shared->due[i];
 
 		if (due->datid != slot->datid || due->owner != slot->owner)
 			continue;
-		memmove(due, due + 1, sizeof(BbfDue) * (bbf_shared->ndue - i - 1));
-		bbf_shared->ndue--;
-		found = true;
-	}
-	for (int i = 0; i < BBF_MAX_DATABASES && found && slot->clean; i++)
-	{
-		if (bbf_shared->databases[i].datid == slot->datid)
-			bbf_shared->databases[i].dirty = true;
+		bbf_shmem_drop_due(i);
+		if (db && slot->clean)
+			db->dirty = true;
+		return;
 	}
 }
 
@@ -334,8 +326,7 @@ take_due_owner(BbfDue *result)
 				continue;
 			*result = *due;
 			found = true;
-			memmove(due, due + 1, sizeof(BbfDue) * (bbf_shared->ndue - i - 1));
-			bbf_shared->ndue--;
+			bbf_shmem_drop_due(i);
 		}
 	}
 	LWLockRelease(bbf_shared->lock);

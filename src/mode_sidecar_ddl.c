@@ -152,11 +152,7 @@ column_like(Oid source, const char *name)
 static void
 copy_grants(const BbfJob *job, const BbfPair *pair)
 {
-	Relation	source = table_open(pair->source, AccessShareLock);
-	bool		row_security = source->rd_rel->relrowsecurity;
-
-	table_close(source, NoLock);
-	if (!row_security)
+	if (!bbf_shape_has_row_security(pair->source))
 		bbf_readers_grant(psprintf("SELECT ON TABLE %s", bbf_sidecar_table(job, pair)), pair, true);
 }
 

@@ -8,18 +8,22 @@
  */
 #include "postgres.h"
 
-#include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "expr.h"
 #include "mode.h"
 #include "readers.h"
+#include "shape.h"
 #include "sql.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
-#include "utils/rel.h"
+
+/* A grantee's name, for GRANT. */
+#define GRANTEE(acl) \
+	"CASE " acl ".grantee WHEN 0 THEN 'PUBLIC'" \
+	" ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(" acl ".grantee)) END"
 
 /*
  * Grant something ("SELECT .. ON ..") to who may read the source's key and group:
@@ -36,8 +40,7 @@ bbf_readers_grant(const char *what, const BbfPair *pair, bool of_table)
 	ListCell   *lc;
 	uint64		n;
 
-	n = bbf_sql_run("SELECT $2 OPERATOR(pg_catalog.||) CASE r.grantee WHEN 0 THEN 'PUBLIC'"
-					" ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(r.grantee)) END"
+	n = bbf_sql_run("SELECT $2 OPERATOR(pg_catalog.||) " GRANTEE("r")
 					" FROM (SELECT a.grantee FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a"
 					"  WHERE $5 AND c.oid OPERATOR(pg_catalog.=) $1 AND a.privilege_type OPERATOR(pg_catalog.=) 'SELECT'"
 					"  AND a.grantee OPERATOR(pg_catalog.<>) c.relowner"
@@ -71,8 +74,7 @@ cannot_read(Oid view, Oid relid, Bitmapset *columns)
 	while ((column = bms_next_member(columns, column)) >= 0)
 		numbers[n++] = Int16GetDatum(column);
 	values[2] = PointerGetDatum(construct_array(numbers, n, INT2OID, sizeof(int16), true, TYPALIGN_SHORT));
-	bbf_sql_run("SELECT pg_catalog.string_agg(CASE a.grantee WHEN 0 THEN 'PUBLIC'"
-				" ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END, ', ' ORDER BY a.grantee)"
+	bbf_sql_run("SELECT pg_catalog.string_agg(" GRANTEE("a") ", ', ' ORDER BY a.grantee)"
 				" FROM pg_catalog.pg_class v, pg_catalog.aclexplode(v.relacl) a"
 				" WHERE v.oid OPERATOR(pg_catalog.=) $1 AND a.privilege_type OPERATOR(pg_catalog.=) 'SELECT'"
 				" AND a.grantee OPERATOR(pg_catalog.<>) v.relowner"
@@ -104,11 +106,8 @@ bbf_readers_warn(const BbfJob *job, const char *mode)
 	const BbfMode *next = bbf_mode_lookup(mode);
 	BbfPair    *pair = bbf_pair_load(job);
 	Oid			view = get_relname_relid(bbf_job_object(job, "pending"), get_namespace_oid(pair->schema, false));
-	Relation	source = table_open(pair->source, AccessShareLock);
-	bool		row_security = source->rd_rel->relrowsecurity;
 	char	   *roles;
 
-	table_close(source, AccessShareLock);
 	if (!OidIsValid(view))
 		return;
 	if (next->passes)
@@ -118,7 +117,8 @@ bbf_readers_warn(const BbfJob *job, const char *mode)
 		warn(mode, view, pair->source, pair->source_sql,
 			 bms_add_member(bms_add_member(bbf_expr_columns(job->pending_where, pair->source), pair->source_key_att),
 							pair->group_by ? pair->group_att : pair->source_key_att));
-	if (next->table && row_security && !bbf_mode_same_place(next, bbf_mode_lookup(job->mode)) &&
+	if (next->table && !bbf_mode_same_place(next, bbf_mode_lookup(job->mode)) &&
+		bbf_shape_has_row_security(pair->source) &&
 		(roles = cannot_read(view, InvalidOid, NULL)) != NULL)
 		ereport(WARNING,
 				(errmsg("in mode \"%s\" the view \"%s\" reads table \"%s\", which %s may not",

@@ -85,6 +85,17 @@ bbf_shape_check_table(Relation rel, const char *what)
 				 errhint("Use ALTER TABLE ... NO FORCE ROW LEVEL SECURITY.")));
 }
 
+/* Does row security decide who sees which row of a table? */
+bool
+bbf_shape_has_row_security(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	bool		result = rel->rd_rel->relrowsecurity;
+
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
 /* Refuse two tables of which a crash empties only the target: no trigger would tell. */
 void
 bbf_shape_check_persistence(Relation source, Relation target)

@@ -8,6 +8,7 @@
 #include "utils/rel.h"
 
 extern void bbf_shape_check_table(Relation rel, const char *what);
+extern bool bbf_shape_has_row_security(Oid relid);
 extern void bbf_shape_check_persistence(Relation source, Relation target);
 extern void bbf_shape_check_column_can_be_added(Relation rel);
 extern bool bbf_shape_publishes_without_identity(Relation rel);

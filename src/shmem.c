@@ -90,6 +90,23 @@ find_database(Oid datid, bool create)
 	return spare;
 }
 
+/* A database's entry, or NULL.  The lock is held. */
+BbfDatabase *
+bbf_shmem_database(Oid datid)
+{
+	return find_database(datid, false);
+}
+
+/* Take an entry off the list of due owners; the others stay in order.  The lock is held. */
+void
+bbf_shmem_drop_due(int i)
+{
+	BbfDue	   *due = &bbf_shared->due[i];
+
+	memmove(due, due + 1, sizeof(BbfDue) * (bbf_shared->ndue - i - 1));
+	bbf_shared->ndue--;
+}
+
 /* Is the database to be left alone?  The lock is held. */
 bool
 bbf_shmem_is_drained(Oid datid)
@@ -346,7 +363,7 @@ bbf_shmem_remove_database(Oid datid)
 	for (int i = bbf_shared->ndue - 1; i >= 0; i--)
 	{
 		if (bbf_shared->due[i].datid == datid)
-			bbf_shared->due[i] = bbf_shared->due[--bbf_shared->ndue];
+			bbf_shmem_drop_due(i);
 	}
 	LWLockRelease(bbf_shared->lock);
 }

@@ -94,6 +94,8 @@ extern void bbf_shmem_drain(Oid datid, bool terminate);
 extern void bbf_shmem_undrain(Oid datid);
 
 /* for those who hold the lock */
+extern BbfDatabase *bbf_shmem_database(Oid datid);
+extern void bbf_shmem_drop_due(int i);
 extern bool bbf_shmem_is_drained(Oid datid);
 extern bool bbf_shmem_has_worker(Oid datid, Oid owner);
 

@@ -154,7 +154,7 @@ bbf_shmem_others_wait(void)
 
 	LWLockAcquire(bbf_shared->lock, LW_SHARED);
 	result = bbf_shared->no_slots_since != 0;
-	for (int i = 0; i < bbf_shared->ndue && my_slot; i++)
+	for (int i = 0; i < bbf_shared->ndue; i++)
 	{
 		BbfDue	   *due = &bbf_shared->due[i];
 

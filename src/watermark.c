@@ -156,12 +156,12 @@ bbf_watermark_end_walk(BbfJob *job)
  * The job takes over a table that triggers have kept until now, when both tables are
  * locked against everybody.  The mark is the highest key that was seen before that:
  * whoever was about to write a lower one has ended, and the triggers have seen it.
+ * NULL: there was none, or the job is in another mode.
  */
 void
 bbf_watermark_take_over(BbfJob *job, const char *mark)
 {
-	if (bbf_mode_lookup(job->mode)->passes)
-		rise(job, mark);
+	rise(job, mark);
 }
 
 /* Must a pass be made, or gone on with, before the next pending scan? */
