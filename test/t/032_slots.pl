@@ -9,15 +9,18 @@ my $node = new_node('slots',
 	conf => "max_worker_processes = 3\nbgw_backfill.batch_size = 200\nbgw_backfill.batch_sleep = 300ms");
 sql($node, 'CREATE DATABASE second');
 prepare_database($node, 'second');
-create_pair($node, rows => 10_000);
+create_pair($node, rows => 20_000);
 create_pair($node, rows => 2000, db => 'second');
 track($node);
 wait_batches($node, 2);
 
 my $position = log_position($node);
 track($node, db => 'second');
-ok(wait_for($node, "waiting_for = 'max_worker_processes'", 'events', 'second'), 'the view says what the second job waits for');
+ok(wait_for($node, "waiting_for = 'max_worker_processes' AND phase = 'install'", 'events', 'second'),
+	'the view says what the second job waits for, where it is');
 is(progress($node, 'phase'), 'fill', 'the first job is at work');
+my $done = progress($node, 'rows_done');
+ok(wait_for($node, "rows_done > $done + 1500"), 'and goes on');
 is(log_count($node, qr/WARNING:  bgw_backfill found no free background worker slot/, $position), 1, 'one warning');
 like(log_since($node, $position), qr/HINT:  Consider increasing max_worker_processes/, 'with a hint');
 ok(wait_phase($node, 'live', 'events', 'second'), 'the first worker makes room after a while, and the second job has its turn');

@@ -31,9 +31,7 @@ sub mode
 # The view against the truth, in one snapshot, and with it the mode.
 sub seen
 {
-	my ($role) = @_;
-
-	return app($node, <<'SQL', undef, $role);
+	return app($node, <<'SQL');
 WITH truth AS (SELECT id, org FROM events s WHERE body <> '' AND NOT EXISTS (SELECT FROM events_emb WHERE event_id = s.id))
 SELECT mode, (SELECT count(*) FROM (TABLE truth EXCEPT ALL TABLE events_pending) x) AS lacking,
 	(SELECT count(*) FROM (TABLE events_pending EXCEPT ALL TABLE truth) x) AS stale FROM bgw_backfill.progress
@@ -56,15 +54,16 @@ INSERT INTO events SELECT max(id) + 1, 'new', 'text' FROM events;
 SQL
 }
 
+# Who reads the view by then without the right to.
+my %lacks = (
+	watermark => qr/WARNING: .* columns of table "events_emb" that reader, clerk, narrow may not.*GRANT SELECT ON public\.events_emb TO reader, clerk, narrow/s,
+	column => qr/WARNING: .* columns of table "events" that narrow may not/,
+	sidecar => qr/^$/);
 my $from = 'column';
 foreach my $to (qw(watermark sidecar column sidecar watermark column))
 {
-	my $old = old_snapshot($node);
 	# the switch waits for it, and the build of an index before that
-	my %lacks = (
-		watermark => qr/WARNING: .* columns of table "events_emb" that reader, clerk, narrow may not.*GRANT SELECT ON public\.events_emb TO reader, clerk, narrow/s,
-		column => qr/WARNING: .* columns of table "events" that narrow may not/,
-		sidecar => qr/^$/);
+	my $old = old_snapshot($node);
 
 	like(mode($to), $lacks{$to}, "$from to $to: readers that need more are named");
 	like(mode($to), qr/NOTICE:  job "events" is being moved to mode "$to" already/, 'asked again');
