@@ -84,7 +84,7 @@ bbf_answered_drop(const char *job, BbfClaim *claims, int nclaims)
 
 	for (uint64 r = 0; r < n; r++)
 	{
-		char	   *key = SPI_getvalue(SPI_tuptable->vals[r], SPI_tuptable->tupdesc, 1);
+		char	   *key = bbf_sql_text(r, 1);
 		bool		isnull;
 		int64		token = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[r], SPI_tuptable->tupdesc, 2, &isnull));
 

@@ -241,7 +241,7 @@ bbf_attempt_passed(const char *job, const char *group)
 									2, types, values, group ? NULL : " n", SPI_OK_SELECT);
 
 	for (uint64 i = 0; i < n; i++)
-		keys = lappend(keys, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
+		keys = lappend(keys, bbf_sql_text(i, 1));
 	SPI_freetuptable(SPI_tuptable);
 	return keys;
 }
@@ -284,8 +284,8 @@ bbf_attempt_next_passed(const char *job, double seconds, char **group, char **lo
 							2, types, values, NULL, SPI_OK_SELECT) > 0;
 	if (found)
 	{
-		*group = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-		*looked_at = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+		*group = bbf_sql_text(0, 1);
+		*looked_at = bbf_sql_text(0, 2);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return found;

@@ -24,6 +24,7 @@
 #include "mode.h"
 #include "shape.h"
 #include "sql.h"
+#include "usercontext.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
@@ -198,7 +199,7 @@ check_flag_is_free(const BbfJob *job)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("flag column \"%s\" belongs to job \"%s\"", job->flag_column,
-						SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)),
+						bbf_sql_text(0, 1)),
 				 errhint("Name another flag_column.")));
 }
 
@@ -267,6 +268,7 @@ bbf_check_job(BbfJob *job)
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
 	Relation	source = open_table(job->source_oid, "source");
 	Relation	target = open_table(job->target_oid, "target");
+	BbfUserContext before;
 	BbfPair    *pair;
 
 	bbf_shape_check_table(source, "source");
@@ -299,10 +301,13 @@ bbf_check_job(BbfJob *job)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("column \"%s\" cannot be key and group at once", job->group_by)));
+	/* the conditions were read under the caller's path; from here on all is the owner's */
+	bbf_usercontext_begin(source->rd_rel->relowner, true, &before);
 	pair = bbf_pair_load(job);
 	check_indexed(job, source, pair);
 	mode->check(job, source, target);
 	check_trigger_names(mode->triggers(job, pair));
+	bbf_usercontext_end(&before);
 	check_flag_is_free(job);
 
 	relation_close(target, AccessShareLock);
@@ -320,9 +325,12 @@ bbf_check_successor(BbfJob *job, bool shares_table)
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
 	Relation	source = open_table(bbf_job_source(job), "source");
 	Relation	target = open_table(bbf_job_target(job), "target");
+	BbfUserContext before;
 
+	bbf_usercontext_begin(source->rd_rel->relowner, true, &before);
 	check_indexed(job, source, bbf_pair_load(job));
 	mode->check(job, source, target);
+	bbf_usercontext_end(&before);
 	check_flag_is_free(job);
 	for (int i = mode->table ? 1 : 0; !shares_table && i < (mode->table ? (int) lengthof(suffixes) : 1); i++)
 		check_object_name(bbf_job_object(job, suffixes[i]), RelationGetNamespace(source));
@@ -340,7 +348,9 @@ bbf_check_report(const BbfJob *job)
 	double		source_rows = bbf_shape_estimate_rows(pair->source);
 	double		target_rows = bbf_shape_estimate_rows(pair->target);
 	int			batch_size = bbf_job_setting(job, BBF_BATCH_SIZE);
+	BbfUserContext before;
 
+	bbf_usercontext_begin(pair->owner, true, &before);
 	ereport(NOTICE, (errmsg("job \"%s\" would run as role \"%s\" in mode \"%s\"",
 							job->name, job->owner, job->mode)));
 	ereport(NOTICE, (errmsg_internal("%s", mode->describe(job, source))));
@@ -366,5 +376,6 @@ bbf_check_report(const BbfJob *job)
 				 errdetail_internal("%s", mode->without_foreign_key)));
 	if (mode->writes_source)
 		bbf_shape_report_triggers(source, NOTICE);
+	bbf_usercontext_end(&before);
 	table_close(source, AccessShareLock);
 }

@@ -25,10 +25,10 @@
 #include "index.h"
 #include "miscadmin.h"
 #include "session.h"
+#include "usercontext.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rls.h"
 #include "utils/timestamp.h"
@@ -155,8 +155,8 @@ bgw_backfill_claim(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	BbfHandout	handout = {0};
+	BbfUserContext before;
 	int64		lease_ms;
-	int			nestlevel;
 
 	bbf_api_refuse_in_recovery("claim");
 	refuse_nulls(fcinfo, 3, "job, max_rows and lease");
@@ -183,10 +183,10 @@ bgw_backfill_claim(PG_FUNCTION_ARGS)
 		handout.only_group = handout.out_of_turn = true;
 		handout.group = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	}
-	nestlevel = NewGUCNestLevel();
+	bbf_usercontext_begin(handout.pair->owner, true, &before);
 	bbf_session_pin_keys();		/* how keys are written */
 	bbf_handout_claim(&handout, lease_ms);
-	bbf_session_unpin(nestlevel);
+	bbf_usercontext_end(&before);
 	for (int i = 0; i < handout.n; i++)
 	{
 		const BbfLeased *row = &handout.rows[i];
@@ -338,14 +338,14 @@ give_back(FunctionCallInfo fcinfo, const char *function, bool failed)
 	bool	   *pending;
 	int			n = 0;
 	int			given = 0;
-	int			nestlevel;
+	BbfUserContext before;
 
 	bbf_api_refuse_in_recovery(function);
 	refuse_nulls(fcinfo, 3, "job, keys and token");
 	SPI_connect();
 	job = working_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	pair = bbf_pair_load(job);
-	nestlevel = NewGUCNestLevel();
+	bbf_usercontext_begin(pair->owner, true, &before);
 	bbf_session_pin_keys();
 	claim = meant(job, pair, PG_GETARG_INT64(2), PG_GETARG_ARRAYTYPE_P(1), &keep);
 	rows = palloc(sizeof(BbfLeased) * Max(claim->n, 1));
@@ -373,7 +373,7 @@ give_back(FunctionCallInfo fcinfo, const char *function, bool failed)
 		bbf_attempt_returned(job->name, rows, n);
 	if (given > 0)
 		bbf_lease_keep(claim, keep);
-	bbf_session_unpin(nestlevel);
+	bbf_usercontext_end(&before);
 	SPI_finish();
 	return n;
 }
@@ -428,15 +428,17 @@ bgw_backfill_requeue(PG_FUNCTION_ARGS)
 	job = bbf_api_own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	if (!PG_ARGISNULL(1))
 	{
-		int			nestlevel = NewGUCNestLevel();
+		BbfPair    *pair = bbf_pair_load(job);
+		BbfUserContext before;
 		Datum	   *typed;
 		char	  **texts;
 		int			n;
 
+		bbf_usercontext_begin(pair->owner, true, &before);
 		bbf_session_pin_keys();
-		texts = keys_argument(bbf_pair_load(job), PG_GETARG_ARRAYTYPE_P(1), &typed, &n);
+		texts = keys_argument(pair, PG_GETARG_ARRAYTYPE_P(1), &typed, &n);
 		keys = bbf_lease_text_array(texts, n);
-		bbf_session_unpin(nestlevel);
+		bbf_usercontext_end(&before);
 	}
 	result = bbf_attempt_requeue(job->name, keys);
 	SPI_finish();

@@ -15,9 +15,10 @@
  * no race is decided here that the statement would decide otherwise: to delete a row
  * that nobody holds or has changed is to lock it first and delete it then.
  *
- * It is done only where nobody's code would run in that delete but the server's: no
- * trigger (a foreign key's, which refers to the table, among them), rule or row
- * security on the table of pending keys.
+ * It is done only where nobody's code would run in that delete but the server's, and
+ * what compares keys: no trigger (a foreign key's, which refers to the table, among
+ * them), rule or row security on the table of pending keys.  The caller is the
+ * owner (usercontext.c).
  */
 #include "postgres.h"
 
@@ -59,7 +60,7 @@ find_index(Relation table, const BbfPair *pair)
 
 		if (index->rd_rel->relam == BTREE_AM_OID && form->indisunique && form->indisvalid &&
 			form->indimmediate && form->indnkeyatts == 1 && form->indkey.values[0] == 1 &&
-			RelationGetIndexPredicate(index) == NIL &&
+			!bbf_shape_index_has_predicate(index) &&
 			index->rd_opfamily[0] == pair->key_opfamily && index->rd_opcintype[0] == pair->key_opcintype &&
 			index->rd_indcollation[0] == pair->key_collation)
 			found = RelationGetRelid(index);

@@ -19,7 +19,8 @@
  *	  row's is its cmin.
  *	- nobody's code would run in that write but the server's: no trigger, rule,
  *	  row security, check or expression on the table of pending keys, which is as
- *	  we made it.
+ *	  we made it; keys and groups of types that have no code of a user's.  So all of
+ *	  it is done as who writes, without becoming the owner.
  *
  * Where any of these does not hold, we say so, and the caller settles the row by
  * statements.
@@ -86,13 +87,21 @@ static bool
 is_clock(Relation table, int attno)
 {
 	Form_pg_attribute column = TupleDescAttr(RelationGetDescr(table), attno - 1);
-	Node	   *expr;
 
-	if (column->attisdropped || column->attgenerated != '\0' || column->atttypid != TIMESTAMPTZOID ||
-		column->atttypmod != -1)
-		return false;
-	expr = build_column_default(table, attno);
-	return expr && IsA(expr, FuncExpr) && ((FuncExpr *) expr)->funcid == F_NOW;
+	return !column->attisdropped && column->attgenerated == '\0' && column->atttypid == TIMESTAMPTZOID &&
+		column->atttypmod == -1 && bbf_shape_default_is_now(table, attno);
+}
+
+/*
+ * Can an index be kept without the executor's help, and without a user's code?
+ * Looked at again before each use: one can be made while others write.
+ */
+static bool
+index_is_simple(Relation index)
+{
+	return index->rd_index->indimmediate && !index->rd_index->indisexclusion &&
+		!bbf_shape_index_has_expressions(index) && !bbf_shape_index_has_predicate(index) &&
+		bbf_shape_index_compares_plainly(index);
 }
 
 /* Can the indexes be kept without the executor's help? */
@@ -107,8 +116,7 @@ indexes_are_simple(Relation table)
 		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
 
 		simple = simple && index->rd_rel->relam == BTREE_AM_OID &&
-			index->rd_index->indimmediate && !index->rd_index->indisexclusion &&
-			RelationGetIndexExpressions(index) == NIL && RelationGetIndexPredicate(index) == NIL;
+			index_is_simple(index);
 		index_close(index, AccessShareLock);
 	}
 	return simple;
@@ -298,7 +306,7 @@ bbf_enqueue_row(BbfServed *served, TupleTableSlot *row)
 	Relation   *indexes;
 	IndexInfo **infos;
 	int			n = 0;
-	bool		done;
+	bool		simple;
 
 	if (enqueue == NULL)
 		return false;
@@ -307,19 +315,21 @@ bbf_enqueue_row(BbfServed *served, TupleTableSlot *row)
 	if (!enqueue->possible || !is_untouched(served, row) || (table = try_table_open(served->table_oid, RowExclusiveLock)) == NULL)
 		return false;
 
+	/* it is locked: is it still what we got ready for? */
+	simple = !served->stale;
 	list = RelationGetIndexList(table);
 	indexes = palloc(sizeof(Relation) * (list_length(list) + 1));
 	infos = palloc(sizeof(IndexInfo *) * (list_length(list) + 1));
 	foreach(lc, list)
 	{
 		indexes[n] = index_open(lfirst_oid(lc), RowExclusiveLock);
-		infos[n] = BuildIndexInfo(indexes[n]);
+		simple = simple && index_is_simple(indexes[n]);
+		infos[n] = simple ? BuildIndexInfo(indexes[n]) : NULL;
 		n++;
 	}
-	/* all is locked: is it still what we got ready for? */
-	done = !served->stale && add_row(table, indexes, infos, n, enqueue, row);
+	simple = simple && !served->stale && add_row(table, indexes, infos, n, enqueue, row);
 	for (int i = 0; i < n; i++)
 		index_close(indexes[i], NoLock);
 	table_close(table, NoLock);
-	return done;
+	return simple;
 }

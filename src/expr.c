@@ -6,6 +6,11 @@
  * predicate of a partial index is, and written out again by the server with
  * every name qualified.  That text is what a job keeps, so it means the same
  * whatever the search path of a worker, a writer or a reader.
+ *
+ * Parsing and planning a condition can evaluate functions, casts and domain
+ * checks.  They run as the table's owner, restricted, whoever is the caller
+ * (usercontext.c).  A user's text is parsed under his own path; all else is done under
+ * the pinned one.
  */
 #include "postgres.h"
 
@@ -16,7 +21,6 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "expr.h"
-#include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
@@ -27,42 +31,11 @@
 #include "parser/parser.h"
 #include "session.h"
 #include "shape.h"
-#include "utils/guc.h"
+#include "usercontext.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/ruleutils.h"
 #include "utils/syscache.h"
-
-/*
- * Parsing and planning a condition can evaluate functions, casts and domain
- * checks.  They run as the table's owner, restricted, whoever is the caller, as
- * CREATE INDEX does it.
- */
-typedef struct AsOwner
-{
-	Oid			userid;
-	int			context;
-	int			nestlevel;
-} AsOwner;
-
-static AsOwner
-begin_as_owner(Relation rel)
-{
-	AsOwner		save;
-
-	GetUserIdAndSecContext(&save.userid, &save.context);
-	SetUserIdAndSecContext(rel->rd_rel->relowner, save.context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
-	save.nestlevel = NewGUCNestLevel();
-	return save;
-}
-
-static void
-end_as_owner(AsOwner save)
-{
-	AtEOXact_GUC(false, save.nestlevel);
-	SetUserIdAndSecContext(save.userid, save.context);
-}
 
 /*
  * Parse a text as nothing but one expression.  The grammar's entry for an
@@ -186,12 +159,15 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 				   const char *forbidden_column)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
-	AsOwner		save = begin_as_owner(rel);
-	Node	   *expr = analyze(text, rel, argument);
+	BbfUserContext before;
+	Node	   *expr;
 	Bitmapset  *columns = NULL;
 	int			column = -1;
 	char	   *result;
 
+	bbf_usercontext_begin(rel->rd_rel->relowner, false, &before);
+	expr = analyze(text, rel, argument);
+	bbf_session_pin_text();
 	/* before the planner inlines a function's body, and after it sees defaults */
 	if (contain_mutable_functions(expr) ||
 		contain_mutable_functions((Node *) expression_planner((Expr *) copyObject(expr))))
@@ -226,10 +202,9 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 					 errdetail("The view of pending rows adds the flag itself.")));
 	}
 
-	bbf_session_pin_text();
 	result = deparse_expression(expr, deparse_context_for(RelationGetRelationName(rel), relid),
 								false, false);
-	end_as_owner(save);
+	bbf_usercontext_end(&before);
 	table_close(rel, AccessShareLock);
 	return result;
 }
@@ -242,17 +217,17 @@ char *
 bbf_expr_deparse(const char *canonical, Oid relid, const char *alias)
 {
 	Relation	rel;
-	AsOwner		save;
+	BbfUserContext before;
 	char	   *result;
 
 	if (canonical == NULL)
 		return NULL;
 	rel = table_open(relid, AccessShareLock);
-	save = begin_as_owner(rel);
+	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
 	bbf_session_pin_text();
 	result = psprintf("(%s)", deparse_expression(analyze(canonical, rel, "condition"),
 												 deparse_context_for(alias, relid), true, false));
-	end_as_owner(save);
+	bbf_usercontext_end(&before);
 	table_close(rel, AccessShareLock);
 	return result;
 }
@@ -262,7 +237,7 @@ Bitmapset *
 bbf_expr_columns(const char *canonical, Oid relid)
 {
 	Relation	rel;
-	AsOwner		save;
+	BbfUserContext before;
 	Bitmapset  *offset_columns = NULL;
 	Bitmapset  *result = NULL;
 	int			column = -1;
@@ -270,12 +245,31 @@ bbf_expr_columns(const char *canonical, Oid relid)
 	if (canonical == NULL)
 		return NULL;
 	rel = table_open(relid, AccessShareLock);
-	save = begin_as_owner(rel);
+	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
 	bbf_session_pin_text();
 	pull_varattnos(analyze(canonical, rel, "condition"), 1, &offset_columns);
-	end_as_owner(save);
+	bbf_usercontext_end(&before);
 	while ((column = bms_next_member(offset_columns, column)) >= 0)
 		result = bms_add_member(result, column + FirstLowInvalidHeapAttributeNumber);
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
+/* Does a canonical condition run a user's code when it is evaluated? */
+bool
+bbf_expr_runs_users_code(const char *canonical, Oid relid)
+{
+	Relation	rel;
+	BbfUserContext before;
+	bool		result;
+
+	if (canonical == NULL)
+		return false;
+	rel = table_open(relid, AccessShareLock);
+	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
+	bbf_session_pin_text();
+	result = !bbf_shape_is_plain(analyze(canonical, rel, "condition"));
+	bbf_usercontext_end(&before);
 	table_close(rel, AccessShareLock);
 	return result;
 }
@@ -313,8 +307,7 @@ is_not_simple(Node *node, void *context)
 		default:
 			return true;
 	}
-	return check_functions_in_node(node, bbf_shape_is_users_function, NULL) ||
-		expression_tree_walker(node, is_not_simple, context);
+	return expression_tree_walker(node, is_not_simple, context);
 }
 
 /*
@@ -326,13 +319,14 @@ Expr *
 bbf_expr_simple(const char *canonical, Oid relid)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
-	AsOwner		save = begin_as_owner(rel);
+	BbfUserContext before;
 	Expr	   *expr;
 
+	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
 	bbf_session_pin_text();
 	expr = expression_planner((Expr *) analyze(canonical, rel, "condition"));
-	end_as_owner(save);
-	if (is_not_simple((Node *) expr, rel))
+	bbf_usercontext_end(&before);
+	if (is_not_simple((Node *) expr, rel) || !bbf_shape_is_plain((Node *) expr))
 		expr = NULL;
 	table_close(rel, AccessShareLock);
 	return expr;

@@ -12,6 +12,7 @@ extern char *bbf_expr_canonical(const char *text, Oid relid, const char *argumen
 								const char *forbidden_column);
 extern char *bbf_expr_deparse(const char *canonical, Oid relid, const char *alias);
 extern Bitmapset *bbf_expr_columns(const char *canonical, Oid relid);
+extern bool bbf_expr_runs_users_code(const char *canonical, Oid relid);
 extern Expr *bbf_expr_simple(const char *canonical, Oid relid);
 
 #endif							/* BBF_EXPR_H */

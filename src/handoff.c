@@ -152,7 +152,7 @@ groups_to_avoid(const Handoff *handoff)
 									1, types, values, NULL, SPI_OK_SELECT);
 
 	for (uint64 i = 0; i < n; i++)
-		avoid = lappend(avoid, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
+		avoid = lappend(avoid, bbf_sql_text(i, 1));
 	SPI_freetuptable(SPI_tuptable);
 	return avoid;
 }
@@ -269,7 +269,7 @@ record_failure(const Handoff *handoff, const ErrorData *edata)
 							 handoff->group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
 					2, types, values, nulls, SPI_OK_SELECT);
 	values[3] = Float8GetDatum(bbf_throttle_retry_delay(SPI_processed > 0 ?
-														atoi(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)) : 0) / 1000.0);
+														atoi(bbf_sql_text(0, 1)) : 0) / 1000.0);
 	SPI_freetuptable(SPI_tuptable);
 	bbf_sql_catalog("INSERT INTO bgw_backfill.group_wait AS g (job, group_key, failures, next_at, last_error)"
 					" VALUES ($1, $2, 1, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $4), $3)"

@@ -288,13 +288,15 @@ bbf_install_check(BbfJob *job)
 				missing = psprintf("trigger \"%s\"", def->name);
 		}
 	}
+	if (missing == NULL && mode->strange)
+		missing = mode->strange(job, pair);
 	if (missing == NULL && job->successor_of == NULL && !OidIsValid(find_view(job, pair)))
 		missing = psprintf("view \"%s\"", bbf_job_object(job, "pending"));
 	if (missing == NULL)
 		return true;
 
 	ereport(LOG,
-			(errmsg("job \"%s\": %s is missing or altered, repairing", job->name, missing)));
+			(errmsg("job \"%s\": %s is missing, altered or not the job's, repairing", job->name, missing)));
 	bbf_job_enter_phase(job, BBF_PHASE_INSTALL);
 	return false;
 }

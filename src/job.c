@@ -54,7 +54,7 @@ text_column(const char *name)
 {
 	TupleDesc	desc = SPI_tuptable->tupdesc;
 
-	return SPI_getvalue(SPI_tuptable->vals[0], desc, SPI_fnumber(desc, name));
+	return bbf_sql_text(0, SPI_fnumber(desc, name));
 }
 
 /* The same as a Datum; 0 if it is null. */
@@ -198,7 +198,7 @@ bbf_job_names(void)
 									0, NULL, NULL, NULL, SPI_OK_SELECT);
 
 	for (uint64 i = 0; i < n; i++)
-		names = lappend(names, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
+		names = lappend(names, bbf_sql_text(i, 1));
 	SPI_freetuptable(SPI_tuptable);
 	return names;
 }
@@ -288,7 +288,7 @@ bbf_job_successor(const char *name)
 
 	if (bbf_sql_catalog("SELECT job FROM bgw_backfill.job WHERE successor_of OPERATOR(pg_catalog.=) $1",
 						1, types, values, NULL, SPI_OK_SELECT) > 0)
-		successor = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+		successor = bbf_sql_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return successor;
 }

@@ -449,7 +449,7 @@ bbf_job_next_skipped(const BbfJob *job)
 						" ORDER BY pg_catalog.random() LIMIT 1",
 						1, types, values, NULL, SPI_OK_SELECT) == 0)
 		return NULL;
-	key = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	key = bbf_sql_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return key;
 }

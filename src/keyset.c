@@ -16,6 +16,7 @@
 #include "utils/datum.h"
 #include "utils/memutils.h"
 #include "utils/tuplestore.h"
+#include "value.h"
 
 /*
  * Keys collected by row triggers of statements under way in this transaction;
@@ -56,8 +57,8 @@ compare_keys(const void *a, const void *b, void *arg)
 {
 	BbfKeyColumn *column = arg;
 
-	return DatumGetInt32(FunctionCall2Coll(&column->cmp, column->collation,
-										   *(const Datum *) a, *(const Datum *) b));
+	return DatumGetInt32(bbf_value_call(column->owner, &column->cmp, column->collation,
+										*(const Datum *) a, *(const Datum *) b));
 }
 
 /* Read the keys of a transition table. */
@@ -199,7 +200,7 @@ bbf_keyset_done(void)
 	free_collected();
 }
 
-/* Sort a set and drop what it has twice. */
+/* Sort a set and drop what it has twice, as the owner. */
 void
 bbf_keyset_sort(BbfKeySet *set, BbfKeyColumn *column)
 {

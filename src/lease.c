@@ -289,7 +289,7 @@ bbf_lease_read(const char *job)
 						" ORDER BY token DESC LIMIT 1", 1, types, values, NULL, SPI_OK_SELECT) > 0)
 	{
 		newest = DatumGetInt64(bbf_lease_attribute(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, "token"));
-		leases->last_group = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+		leases->last_group = bbf_sql_text(0, 2);
 	}
 	SPI_freetuptable(SPI_tuptable);
 

@@ -13,8 +13,6 @@
 
 #include "catalog/pg_type.h"
 #include "listed.h"
-#include "miscadmin.h"
-#include "served.h"
 #include "session.h"
 #include "sql.h"
 #include "utils/array.h"
@@ -34,11 +32,8 @@ bbf_listed_begin(BbfListed *listed, const BbfJob *job, const BbfPair *pair)
 	listed->job = job;
 	listed->pair = pair;
 	listed->mode = bbf_mode_lookup(job->mode);
-	/* restricted: a function in a condition is to leave nothing behind in the caller's session */
-	bbf_served_become(pair->owner, &listed->save_userid, &listed->save_context);
-	SetUserIdAndSecContext(pair->owner, listed->save_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS | SECURITY_RESTRICTED_OPERATION);
-	listed->nestlevel = bbf_session_pin_plan(true);
+	bbf_usercontext_begin(pair->owner, true, &listed->before);
+	bbf_session_pin_by_index();
 	bbf_session_pin_keys();
 	for (int i = 0; i < (int) lengthof(wanted); i++)
 		(void) set_config_option(wanted[i][0], wanted[i][1], PGC_USERSET,
@@ -48,8 +43,7 @@ bbf_listed_begin(BbfListed *listed, const BbfJob *job, const BbfPair *pair)
 void
 bbf_listed_end(BbfListed *listed)
 {
-	AtEOXact_GUC(false, listed->nestlevel);
-	SetUserIdAndSecContext(listed->save_userid, listed->save_context);
+	bbf_usercontext_end(&listed->before);
 }
 
 /* The statement of a look: $1 the limit, $2 the group, $3 the key. */
@@ -100,7 +94,7 @@ bbf_listed_read(BbfListed *listed, BbfListedFrom from, Datum group, Datum key, i
 
 	if (listed->looks[from] == NULL)
 		listed->looks[from] = look(listed, from);
-	return bbf_sql_run_latest(listed->looks[from], 3, types, values, nulls, SPI_OK_SELECT, true);
+	return bbf_sql_run_latest(pair->owner, listed->looks[from], 3, types, values, nulls, SPI_OK_SELECT, true);
 }
 
 static Datum
@@ -144,7 +138,7 @@ bbf_listed_among(BbfListed *listed, const Datum *keys, int n, bool only_matches)
 						 mode->queue_from(listed->job, pair), pair->source_key,
 						 pair->key_op[BTEqualStrategyNumber], pair->source_key);
 	values[0] = key_array(pair, keys, n);
-	found = bbf_sql_run_latest(sql.data, 1, types, values, NULL, SPI_OK_SELECT, true);
+	found = bbf_sql_run_latest(pair->owner, sql.data, 1, types, values, NULL, SPI_OK_SELECT, true);
 	for (uint64 r = 0; r < found; r++)
 	{
 		bool		isnull;
@@ -174,13 +168,13 @@ bbf_listed_prune(BbfListed *listed, const Datum *keys, int n)
 		return 0;
 	table = listed->mode->table(listed->job, pair);
 	values[0] = key_array(pair, keys, n);
-	bbf_sql_run_latest(psprintf("SELECT pg_catalog.array_agg(x.ctid) FROM (SELECT d.ctid FROM ONLY %s d WHERE d.%s %s ANY ($1)"
+	bbf_sql_run_latest(pair->owner, psprintf("SELECT pg_catalog.array_agg(x.ctid) FROM (SELECT d.ctid FROM ONLY %s d WHERE d.%s %s ANY ($1)"
 								" FOR UPDATE SKIP LOCKED) x", table, pair->source_key, pair->key_op[BTEqualStrategyNumber]),
 					   1, types, values, NULL, SPI_OK_SELECT, true);
 	values[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	if (isnull)
 		return 0;
-	return (int64) bbf_sql_run_latest(psprintf("DELETE FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=) ANY ($1) AND %s",
+	return (int64) bbf_sql_run_latest(pair->owner, psprintf("DELETE FROM ONLY %s d WHERE d.ctid OPERATOR(pg_catalog.=) ANY ($1) AND %s",
 											   table, listed->mode->stale(listed->job, pair)),
 									  1, places, values, NULL, SPI_OK_DELETE, true);
 }

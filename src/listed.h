@@ -7,6 +7,7 @@
 
 #include "executor/spi.h"
 #include "mode.h"
+#include "usercontext.h"
 
 /* where a look at the pending rows begins */
 typedef enum BbfListedFrom
@@ -27,9 +28,7 @@ typedef struct BbfListed
 	const BbfPair *pair;
 	const BbfMode *mode;
 	char	   *looks[BBF_LISTED_KINDS];	/* SQL, written when first needed */
-	Oid			save_userid;
-	int			save_context;
-	int			nestlevel;
+	BbfUserContext before;
 } BbfListed;
 
 extern void bbf_listed_begin(BbfListed *listed, const BbfJob *job, const BbfPair *pair);

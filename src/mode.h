@@ -106,6 +106,12 @@ typedef struct BbfMode
 	char	   *(*stale) (const BbfJob *job, const BbfPair *pair);
 
 	/*
+	 * What that table has that install has not put there, and that could run
+	 * somebody's code when it is written; NULL: nothing.
+	 */
+	char	   *(*strange) (const BbfJob *job, const BbfPair *pair);
+
+	/*
 	 * The batch's statements, and what SPI says to the last three; see walk.c.
 	 * write_lacking may be NULL, and write_at_once may give NULL.
 	 */

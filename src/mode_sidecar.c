@@ -49,6 +49,7 @@
 #include "postgres.h"
 
 #include "executor/spi.h"
+#include "expr.h"
 #include "mode_sidecar.h"
 #include "utils/builtins.h"
 
@@ -369,8 +370,9 @@ settle_source_insert(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
 static char *
 sidecar_source_settle_one(const BbfJob *job, const BbfPair *pair)
 {
-	if (!pair->has_foreign_key || pair->match_where)
-		return NULL;
+	if (!pair->has_foreign_key || pair->match_where ||
+		bbf_expr_runs_users_code(job->pending_where, pair->source))
+		return NULL;			/* the last: no trigger has looked whether it is eligible */
 	return psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s WHERE s.%s %s $1 AND NOT %s %s",
 					bbf_sidecar_table(job, pair), columns(pair, ""), columns(pair, "s."), pair->source_sql,
 					pair->source_key, pair->key_op[BTEqualStrategyNumber], bbf_pair_match(pair, "s"),
@@ -456,6 +458,7 @@ const BbfMode bbf_mode_sidecar = {
 	.uninstall = bbf_sidecar_uninstall,
 	.table = bbf_sidecar_table,
 	.stale = bbf_sidecar_stale,
+	.strange = bbf_sidecar_strange,
 	.candidates = bbf_sidecar_candidates,
 	.lock = bbf_mode_lock_source,
 	.decide = bbf_sidecar_decide,

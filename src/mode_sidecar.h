@@ -7,6 +7,9 @@
 
 #include "mode.h"
 
+/* the column of the time at which a row came */
+#define BBF_ENQUEUED_AT "enqueued_at"
+
 extern char *bbf_sidecar_table(const BbfJob *job, const BbfPair *pair);
 extern char *bbf_sidecar_key(const BbfJob *job);
 extern char *bbf_sidecar_candidates(const BbfJob *job, const BbfPair *pair, bool sweep, bool bounded);
@@ -21,6 +24,9 @@ extern char *bbf_sidecar_stale(const BbfJob *job, const BbfPair *pair);
 extern void bbf_sidecar_check(const BbfJob *job, Relation source, Relation target);
 extern char *bbf_sidecar_describe(const BbfJob *job, Relation source);
 extern char *bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair);
+extern Oid	bbf_sidecar_find(const BbfJob *job, const BbfPair *pair);
+extern void bbf_sidecar_remove_strange(const BbfJob *job, const BbfPair *pair);
+extern char *bbf_sidecar_strange(const BbfJob *job, const BbfPair *pair);
 extern List *bbf_sidecar_triggers(const BbfJob *job, const BbfPair *pair);
 extern LOCKMODE bbf_sidecar_source_lock(const BbfJob *job, const BbfPair *pair);
 extern void bbf_sidecar_install(BbfJob *job, const BbfPair *pair);

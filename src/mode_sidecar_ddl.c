@@ -25,11 +25,10 @@
 #include "utils/ruleutils.h"
 #include "utils/syscache.h"
 
-#define ENQUEUED_AT "enqueued_at"
 
 /* The sidecar's OID, or InvalidOid. */
-static Oid
-find_sidecar(const BbfJob *job, const BbfPair *pair)
+Oid
+bbf_sidecar_find(const BbfJob *job, const BbfPair *pair)
 {
 	return get_relname_relid(bbf_job_object(job, "sidecar"), get_namespace_oid(pair->schema, false));
 }
@@ -41,11 +40,11 @@ bbf_sidecar_check(const BbfJob *job, Relation source, Relation target)
 	BbfPair    *pair = bbf_pair_load(job);
 	Oid			opclass = GetDefaultOpClass(pair->key_type, BTREE_AM_OID);
 
-	if (strcmp(job->source_key, ENQUEUED_AT) == 0 ||
-		(job->group_by && strcmp(job->group_by, ENQUEUED_AT) == 0))
+	if (strcmp(job->source_key, BBF_ENQUEUED_AT) == 0 ||
+		(job->group_by && strcmp(job->group_by, BBF_ENQUEUED_AT) == 0))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_COLUMN),
-				 errmsg("column \"%s\" cannot be key or group in mode \"%s\"", ENQUEUED_AT, job->mode),
+				 errmsg("column \"%s\" cannot be key or group in mode \"%s\"", BBF_ENQUEUED_AT, job->mode),
 				 errdetail("The table of pending keys has a column of that name of its own."),
 				 errhint("Rename the column, or use mode => 'column'.")));
 	if (!OidIsValid(opclass) || get_opclass_family(opclass) != pair->key_opfamily)
@@ -95,7 +94,7 @@ has_index(const BbfJob *job, const BbfPair *pair, const char *suffix)
 	Oid			index = get_relname_relid(bbf_job_object(job, suffix), get_namespace_oid(pair->schema, false));
 	HeapTuple	tuple = OidIsValid(index) ? SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index)) : NULL;
 	bool		result = HeapTupleIsValid(tuple) &&
-		((Form_pg_index) GETSTRUCT(tuple))->indrelid == find_sidecar(job, pair);
+		((Form_pg_index) GETSTRUCT(tuple))->indrelid == bbf_sidecar_find(job, pair);
 
 	if (HeapTupleIsValid(tuple))
 		ReleaseSysCache(tuple);
@@ -109,7 +108,7 @@ has_index(const BbfJob *job, const BbfPair *pair, const char *suffix)
 char *
 bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair)
 {
-	Oid			sidecar = find_sidecar(job, pair);
+	Oid			sidecar = bbf_sidecar_find(job, pair);
 
 	if (!OidIsValid(sidecar))
 		return psprintf("table \"%s\"", bbf_job_object(job, "sidecar"));
@@ -182,7 +181,7 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 {
 	const char *table = bbf_sidecar_table(job, pair);
 
-	if (!OidIsValid(find_sidecar(job, pair)))
+	if (!OidIsValid(bbf_sidecar_find(job, pair)))
 	{
 		check_index_names(job, pair);
 		bbf_sql_ddl(psprintf("CREATE TABLE %s (%s NOT NULL, %s%s%s pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now())"
@@ -190,11 +189,13 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 							 " autovacuum_analyze_scale_factor = 0.1, autovacuum_analyze_threshold = 1000)",
 							 table, column_like(pair->source, job->source_key),
 							 job->group_by ? column_like(pair->source, job->group_by) : "",
-							 job->group_by ? ", " : "", ENQUEUED_AT));
+							 job->group_by ? ", " : "", BBF_ENQUEUED_AT));
 		bbf_sql_ddl(psprintf("COMMENT ON TABLE %s IS %s", table,
 							 quote_literal_cstr(psprintf("keys of the pending rows of job %s, kept by bgw_backfill", bbf_job_display_name(job)))));
 		copy_grants(job, pair);
 	}
+	else
+		bbf_sidecar_remove_strange(job, pair);
 	if (!has_index(job, pair, "sidecar_key"))
 		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s PRIMARY KEY (%s)", table,
 							 quote_identifier(bbf_job_object(job, "sidecar_key")), pair->source_key));
@@ -207,7 +208,7 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 void
 bbf_sidecar_uninstall(const BbfJob *job, const BbfPair *pair)
 {
-	Oid			sidecar = find_sidecar(job, pair);
+	Oid			sidecar = bbf_sidecar_find(job, pair);
 
 	if (job->drop_objects && OidIsValid(sidecar) && get_rel_relkind(sidecar) == RELKIND_RELATION)
 		bbf_sql_ddl(psprintf("DROP TABLE %s", bbf_sidecar_table(job, pair)));
@@ -236,7 +237,8 @@ column_list(Oid relid, Bitmapset *columns)
  * The triggers on the source.  New rows are added one by one, if that is possible
  * without a statement; one trigger, and no WHEN, which the server reads and plans
  * for each statement anew.  Otherwise they are collected, but only eligible ones:
- * the others cost the look at their condition.  An UPDATE that names none of the
+ * the others cost the look at their condition.  All of them are, where that look
+ * would run a user's code: the statements that settle them look as the owner.  An UPDATE that names none of the
  * columns that count costs nothing, unless a BEFORE trigger might change one all
  * the same.
  */
@@ -245,10 +247,10 @@ source_triggers(List *list, const BbfJob *job, const BbfPair *pair)
 {
 	const char *s = pair->source_sql;
 	Oid			relid = pair->source;
-	char	   *is_new = pair->pending_where ?
-		psprintf(" WHEN %s", bbf_expr_deparse(job->pending_where, relid, "new")) : "";
-	char	   *was_old = pair->pending_where ?
-		psprintf(" WHEN %s", bbf_expr_deparse(job->pending_where, relid, "old")) : "";
+	/* the server evaluates a WHEN as who writes, and under his path */
+	bool		when = pair->pending_where && !bbf_expr_runs_users_code(job->pending_where, relid);
+	char	   *is_new = when ? psprintf(" WHEN %s", bbf_expr_deparse(job->pending_where, relid, "new")) : "";
+	char	   *was_old = when ? psprintf(" WHEN %s", bbf_expr_deparse(job->pending_where, relid, "old")) : "";
 	Bitmapset  *columns = bbf_expr_columns(job->pending_where, relid);
 	char	   *changed;
 	char	   *of_columns;

@@ -62,6 +62,7 @@ const BbfMode bbf_mode_watermark = {
 	.uninstall = bbf_sidecar_uninstall,
 	.table = bbf_sidecar_table,
 	.stale = bbf_sidecar_stale,
+	.strange = bbf_sidecar_strange,
 	.candidates = bbf_sidecar_candidates,
 	.lock = bbf_mode_lock_source,
 	.decide = bbf_sidecar_decide,

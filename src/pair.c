@@ -28,6 +28,7 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
+#include "value.h"
 
 /* the first column of a btree index */
 typedef struct KeyIndex
@@ -216,7 +217,6 @@ static void
 load_group(BbfPair *pair, const BbfJob *job, Relation source)
 {
 	TypeCacheEntry *type;
-	Oid			equal_image;
 	Oid			column_type;
 	int32		typmod;
 
@@ -236,9 +236,7 @@ load_group(BbfPair *pair, const BbfJob *job, Relation source)
 	pair->group_gt = operator_sql(type->gt_opr);
 	pair->group_eq = operator_sql(type->eq_opr);
 	get_atttypetypmodcoll(pair->source, pair->group_att, &column_type, &typmod, &pair->group_collation);
-	equal_image = get_opfamily_proc(type->btree_opf, type->btree_opintype, type->btree_opintype, BTEQUALIMAGE_PROC);
-	pair->group_has_one_text = OidIsValid(equal_image) &&
-		DatumGetBool(OidFunctionCall1Coll(equal_image, pair->group_collation, ObjectIdGetDatum(type->btree_opintype)));
+	pair->group_has_one_text = bbf_value_equal_is_image(type->btree_opf, type->btree_opintype, pair->group_collation);
 }
 
 /*
@@ -345,6 +343,13 @@ bbf_pair_load(const BbfJob *job)
 
 	/* names as they are under the lock */
 	pair->owner = source->rd_rel->relowner;
+	/* the conditions are not to run with the rights of somebody who has not said so */
+	if (!bbf_job_belongs_to(job, pair->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("source of job \"%s\" does not belong to role \"%s\"", job->name, job->owner),
+				 errdetail("Source, target and view must have the same owner."),
+				 errhint("Use ALTER ... OWNER TO, then bgw_backfill.resume('%s').", job->name)));
 	pair->schema = get_namespace_name(RelationGetNamespace(source));
 	pair->source_sql = quote_qualified_identifier(pair->schema, RelationGetRelationName(source));
 	pair->target_sql = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(target)),
@@ -362,52 +367,32 @@ bbf_pair_load(const BbfJob *job)
 	return pair;
 }
 
-static Datum
-datum_in(Oid type, const char *text)
-{
-	Oid			input;
-	Oid			ioparam;
-
-	getTypeInputInfo(type, &input, &ioparam);
-	return OidInputFunctionCall(input, unconstify(char *, text), ioparam, -1);
-}
-
-static char *
-datum_out(Oid type, Datum value)
-{
-	Oid			output;
-	bool		isvarlena;
-
-	getTypeOutputInfo(type, &output, &isvarlena);
-	return OidOutputFunctionCall(output, value);
-}
-
 /* A source key from its text. */
 Datum
 bbf_pair_key_in(const BbfPair *pair, const char *text)
 {
-	return datum_in(pair->key_type, text);
+	return bbf_value_in(pair->owner, pair->key_type, text);
 }
 
 /* The text of a source key. */
 char *
 bbf_pair_key_out(const BbfPair *pair, Datum key)
 {
-	return datum_out(pair->key_type, key);
+	return bbf_value_out(pair->owner, pair->key_type, key);
 }
 
 /* A group from its text. */
 Datum
 bbf_pair_group_in(const BbfPair *pair, const char *text)
 {
-	return datum_in(pair->group_type, text);
+	return bbf_value_in(pair->owner, pair->group_type, text);
 }
 
 /* The text of a group. */
 char *
 bbf_pair_group_out(const BbfPair *pair, Datum group)
 {
-	return datum_out(pair->group_type, group);
+	return bbf_value_out(pair->owner, pair->group_type, group);
 }
 
 /* Are two values one group, as the index has it? */
@@ -416,7 +401,7 @@ bbf_pair_same_group(const BbfPair *pair, Datum a, Datum b)
 {
 	TypeCacheEntry *type = lookup_type_cache(pair->group_type, TYPECACHE_EQ_OPR_FINFO);
 
-	return DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, pair->group_collation, a, b));
+	return DatumGetBool(bbf_value_call(pair->owner, &type->eq_opr_finfo, pair->group_collation, a, b));
 }
 
 /* The order of two groups, as the index has it. */
@@ -425,7 +410,7 @@ bbf_pair_compare_groups(const BbfPair *pair, Datum a, Datum b)
 {
 	TypeCacheEntry *type = lookup_type_cache(pair->group_type, TYPECACHE_CMP_PROC_FINFO);
 
-	return DatumGetInt32(FunctionCall2Coll(&type->cmp_proc_finfo, pair->group_collation, a, b));
+	return DatumGetInt32(bbf_value_call(pair->owner, &type->cmp_proc_finfo, pair->group_collation, a, b));
 }
 
 /* The order of two source keys, as the index on the source key has it. */
@@ -433,10 +418,12 @@ int
 bbf_pair_compare_keys(const BbfPair *pair, Datum a, Datum b)
 {
 	Oid			support = get_opfamily_proc(pair->key_opfamily, pair->key_opcintype, pair->key_opcintype, BTORDER_PROC);
+	FmgrInfo	compare;
 
 	if (!OidIsValid(support))
 		elog(ERROR, "operator family %u has no comparison for type %u", pair->key_opfamily, pair->key_opcintype);
-	return DatumGetInt32(OidFunctionCall2Coll(support, pair->key_collation, a, b));
+	fmgr_info(support, &compare);
+	return DatumGetInt32(bbf_value_call(pair->owner, &compare, pair->key_collation, a, b));
 }
 
 /*

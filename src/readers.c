@@ -22,7 +22,7 @@
 
 /* A grantee's name, for GRANT. */
 #define GRANTEE(acl) \
-	"CASE " acl ".grantee WHEN 0 THEN 'PUBLIC'" \
+	"CASE WHEN " acl ".grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC'" \
 	" ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(" acl ".grantee)) END"
 
 /*
@@ -54,7 +54,7 @@ bbf_readers_grant(const char *what, const BbfPair *pair, bool of_table)
 					" ORDER BY 1",
 					5, types, values, NULL, SPI_OK_SELECT);
 	for (uint64 i = 0; i < n; i++)
-		grants = lappend(grants, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
+		grants = lappend(grants, bbf_sql_text(i, 1));
 	SPI_freetuptable(SPI_tuptable);
 	foreach(lc, grants)
 		bbf_sql_ddl(lfirst(lc));
@@ -62,7 +62,7 @@ bbf_readers_grant(const char *what, const BbfPair *pair, bool of_table)
 
 /* Those of a view's readers who may not read some of a table's columns; columns NULL: all readers.  NULL: none. */
 static char *
-cannot_read(Oid view, Oid relid, Bitmapset *columns)
+cannot_read(const BbfPair *pair, Oid view, Oid relid, Bitmapset *columns)
 {
 	Oid			types[] = {OIDOID, OIDOID, INT2ARRAYOID};
 	Datum	   *numbers = palloc(sizeof(Datum) * (bms_num_members(columns) + 1));
@@ -74,23 +74,23 @@ cannot_read(Oid view, Oid relid, Bitmapset *columns)
 	while ((column = bms_next_member(columns, column)) >= 0)
 		numbers[n++] = Int16GetDatum(column);
 	values[2] = PointerGetDatum(construct_array(numbers, n, INT2OID, sizeof(int16), true, TYPALIGN_SHORT));
-	bbf_sql_run("SELECT pg_catalog.string_agg(" GRANTEE("a") ", ', ' ORDER BY a.grantee)"
+	bbf_sql_run_latest(pair->owner, "SELECT pg_catalog.string_agg(" GRANTEE("a") ", ', ' ORDER BY a.grantee)"
 				" FROM pg_catalog.pg_class v, pg_catalog.aclexplode(v.relacl) a"
 				" WHERE v.oid OPERATOR(pg_catalog.=) $1 AND a.privilege_type OPERATOR(pg_catalog.=) 'SELECT'"
 				" AND a.grantee OPERATOR(pg_catalog.<>) v.relowner"
 				" AND ($3 OPERATOR(pg_catalog.=) '{}' OR EXISTS (SELECT FROM pg_catalog.unnest($3) c"
 				"  WHERE NOT pg_catalog.has_column_privilege(a.grantee, $2, c, 'SELECT')))",
-				3, types, values, NULL, SPI_OK_SELECT);
-	roles = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+				3, types, values, NULL, SPI_OK_SELECT, false);
+	roles = bbf_sql_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return roles;
 }
 
 /* Warn of readers who lack columns of a table that the view will read. */
 static void
-warn(const char *mode, Oid view, Oid relid, const char *table_sql, Bitmapset *columns)
+warn(const BbfPair *pair, const char *mode, Oid view, Oid relid, const char *table_sql, Bitmapset *columns)
 {
-	char	   *roles = cannot_read(view, relid, columns);
+	char	   *roles = cannot_read(pair, view, relid, columns);
 
 	if (roles)
 		ereport(WARNING,
@@ -106,23 +106,26 @@ bbf_readers_warn(const BbfJob *job, const char *mode)
 	const BbfMode *next = bbf_mode_lookup(mode);
 	BbfPair    *pair = bbf_pair_load(job);
 	Oid			view = get_relname_relid(bbf_job_object(job, "pending"), get_namespace_oid(pair->schema, false));
+	BbfUserContext before;
 	char	   *roles;
 
 	if (!OidIsValid(view))
 		return;
+	bbf_usercontext_begin(pair->owner, true, &before);
 	if (next->passes)
-		warn(mode, view, pair->target, pair->target_sql,
+		warn(pair, mode, view, pair->target, pair->target_sql,
 			 bms_add_member(bbf_expr_columns(job->match_where, pair->target), pair->target_key_att));
 	if (next->table == NULL)
-		warn(mode, view, pair->source, pair->source_sql,
+		warn(pair, mode, view, pair->source, pair->source_sql,
 			 bms_add_member(bms_add_member(bbf_expr_columns(job->pending_where, pair->source), pair->source_key_att),
 							pair->group_by ? pair->group_att : pair->source_key_att));
 	if (next->table && !bbf_mode_same_place(next, bbf_mode_lookup(job->mode)) &&
 		bbf_shape_has_row_security(pair->source) &&
-		(roles = cannot_read(view, InvalidOid, NULL)) != NULL)
+		(roles = cannot_read(pair, view, InvalidOid, NULL)) != NULL)
 		ereport(WARNING,
 				(errmsg("in mode \"%s\" the view \"%s\" reads table \"%s\", which %s may not",
 						mode, get_rel_name(view), bbf_job_object(job, "sidecar"), roles),
 				 errdetail("The table of pending keys is granted to nobody, because row security decides who reads which row of the source."),
 				 errhint("Once it is there, GRANT SELECT on it to who may read all keys.")));
+	bbf_usercontext_end(&before);
 }

@@ -105,10 +105,10 @@ version_is_ours(void)
 	Datum		values[] = {ObjectIdGetDatum(bbf_txn_extension_oid())};
 	char	   *version;
 
-	if (bbf_sql_run("SELECT extversion FROM pg_catalog.pg_extension WHERE oid OPERATOR(pg_catalog.=) $1",
-					1, types, values, NULL, SPI_OK_SELECT) == 0)
+	if (bbf_sql_catalog("SELECT extversion FROM pg_catalog.pg_extension WHERE oid OPERATOR(pg_catalog.=) $1",
+						1, types, values, NULL, SPI_OK_SELECT) == 0)
 		return false;
-	version = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	version = bbf_sql_text(0, 1);
 	if (strcmp(version, "1.0") == 0)
 		return true;
 	ereport(LOG,
@@ -126,9 +126,9 @@ static void
 look_for_prepared(void)
 {
 	bbf_shmem_clear_recheck(MyDatabaseId);
-	if (bbf_sql_run("SELECT 1 FROM pg_catalog.pg_prepared_xacts"
-					" WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1",
-					0, NULL, NULL, NULL, SPI_OK_SELECT) > 0)
+	if (bbf_sql_catalog("SELECT 1 FROM pg_catalog.pg_prepared_xacts"
+						" WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database() LIMIT 1",
+						0, NULL, NULL, NULL, SPI_OK_SELECT) > 0)
 		bbf_shmem_recheck(MyDatabaseId);
 }
 

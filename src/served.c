@@ -12,10 +12,13 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "compat.h"
 #include "dequeue.h"
 #include "enqueue.h"
@@ -23,23 +26,27 @@
 #include "served.h"
 #include "session.h"
 #include "shape.h"
+#include "sql.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/plancache.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
+#include "value.h"
 
 typedef struct CacheEntry
 {
 	char		name[NAMEDATALEN];
-	BbfServed  *served;
+	BbfServed  *served;			/* NULL: not known, or cannot be served */
+	TimestampTz failed_in;		/* the statement in which that was found out */
+	uint64		failed_after;	/* the invalidations until then */
 } CacheEntry;
 
 static HTAB *cache = NULL;
+static uint64 invalidations = 0;
 
 static void
 relcache_callback(Datum arg, Oid relid)
@@ -49,6 +56,7 @@ relcache_callback(Datum arg, Oid relid)
 
 	if (cache == NULL)
 		return;
+	invalidations++;
 	hash_seq_init(&status, cache);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
@@ -80,37 +88,17 @@ bbf_served_init(void)
 
 /* Describe a key column. */
 static void
-init_key(BbfKeyColumn *key, AttrNumber attno, Oid type, Oid collation, MemoryContext context)
+init_key(BbfKeyColumn *key, Oid owner, AttrNumber attno, Oid type, Oid collation, MemoryContext context)
 {
 	TypeCacheEntry *cached = lookup_type_cache(type, TYPECACHE_CMP_PROC_FINFO);
 
 	key->attno = attno;
+	key->owner = owner;
 	key->type = type;
 	key->array_type = get_array_type(type);
 	key->collation = collation;
 	get_typlenbyvalalign(type, &key->typlen, &key->typbyval, &key->typalign);
 	fmgr_info_cxt(cached->cmp_proc, &key->cmp, context);
-}
-
-/*
- * Save a statement for good, planned here and now, once for all keys: by the
- * index on the key or by place, never by reading a table or in the heap's order
- * (which would lock rows in that order), however small the table is today.
- */
-static SPIPlanPtr
-save_plan(const char *sql, int nargs, Oid *types)
-{
-	SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
-	CachedPlan *cplan;
-
-	if (plan == NULL)
-		elog(ERROR, "SPI_prepare_cursor returned %s for \"%s\"",
-			 SPI_result_code_string(SPI_result), sql);
-	SPI_keepplan(plan);
-	cplan = SPI_plan_get_cached_plan(plan);
-	if (cplan)
-		ReleaseCachedPlan(cplan, CurrentResourceOwner);
-	return plan;
 }
 
 /* Save the statements that settle an event. */
@@ -127,19 +115,10 @@ save_steps(BbfServed *served, const BbfJob *job, const BbfPair *pair, const BbfM
 
 		if (steps[i].takes == BBF_TAKES_ROWS)
 			types[0] = TIDARRAYOID;
-		served->plans[event][i] = save_plan(steps[i].sql, steps[i].takes == BBF_TAKES_KEYS_AND_HELD ? 2 : 1, types);
+		served->plans[event][i] = bbf_sql_save(served->owner, steps[i].sql, steps[i].takes == BBF_TAKES_KEYS_AND_HELD ? 2 : 1, types);
 		steps[i].sql = NULL;
 	}
 	served->nsteps[event] = n;
-}
-
-/* Run by the rules of foreign-key checks; returns what to restore. */
-void
-bbf_served_become(Oid owner, Oid *save_userid, int *save_context)
-{
-	GetUserIdAndSecContext(save_userid, save_context);
-	SetUserIdAndSecContext(owner, *save_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS);
 }
 
 /*
@@ -161,65 +140,31 @@ rights_lost(const BbfServed *served, bool locks_source)
 	return NULL;
 }
 
-/* Read a job and prepare its statements.  An error if that can't be done. */
-static void
-build(BbfServed *served, const char *name)
+/* Has a table a trigger on UPDATE that may be deferred? */
+static bool
+has_deferrable_trigger(Oid relid)
 {
-	BbfJob	   *job = bbf_job_load(name);
-	const BbfMode *mode;
-	BbfPair    *pair;
-	char	   *missing;
+	Relation	rel = table_open(relid, AccessShareLock);
+	bool		found = false;
+
+	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+		found = found || (rel->trigdesc->triggers[i].tgdeferrable &&
+						  TRIGGER_FOR_UPDATE(rel->trigdesc->triggers[i].tgtype));
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/* Save the statements, as the owner. */
+static void
+save_statements(BbfServed *served, const BbfJob *job, const BbfPair *pair, const BbfMode *mode)
+{
 	char	   *short_way;
-	Oid			types[2];
-	Oid			save_userid;
-	int			save_context;
-	int			nestlevel;
+	Oid			types[1];
 
-	if (job == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("job \"%s\" does not exist", name)));
-	served->job_table = get_relname_relid("job", get_namespace_oid("bgw_backfill", false));
-	served->source = bbf_job_source(job);
-	served->target = bbf_job_target(job);
-	if (OidIsValid(served->source) && !bbf_job_belongs_to(job, bbf_pair_owner(served->source)))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the source does not belong to role \"%s\" any more", job->owner)));
-	mode = bbf_mode_lookup(job->mode);
-	pair = bbf_pair_load(job);
-	missing = mode->missing(job, pair);
-	if (missing && strstr(missing, "default") == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("%s is missing", missing)));
-	served->owner = pair->owner;
-	served->table = mode->table ? MemoryContextStrdup(served->context, mode->table(job, pair)) : NULL;
-	served->source_schema = get_rel_namespace(pair->source);
-	served->table_oid = mode->table ?
-		get_relname_relid(bbf_job_object(job, "sidecar"), served->source_schema) : InvalidOid;
-	served->target_schema = get_rel_namespace(pair->target);
-	served->rights_lost = rights_lost(served, mode->writes_source || !pair->target_key_unique);
-	if (served->rights_lost)
-		return;					/* there is no use for statements */
-	init_key(&served->source_key, pair->source_key_att, pair->key_type,
-			 pair->key_collation, served->context);
-	init_key(&served->target_key, pair->target_key_att, pair->target_key_type,
-			 pair->key_collation, served->context);
-	served->source_key.old_too = mode->old_source_keys;
-	served->target_key.old_too = true;
-
-	bbf_served_become(served->owner, &save_userid, &save_context);
-	nestlevel = NewGUCNestLevel();
-	bbf_session_pin_text();
-	(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	if (mode->target_settle_one && (short_way = mode->target_settle_one(job, pair)) != NULL)
 	{
 		types[0] = served->target_key.type;
-		served->target_settle_one = save_plan(short_way, 1, types);
+		served->target_settle_one = bbf_sql_save(served->owner, short_way, 1, types);
 		served->one_code = mode->one_code;
 		served->one_must_write = mode->one_must_write;
 		if (mode->table)
@@ -228,23 +173,99 @@ build(BbfServed *served, const char *name)
 	if (served->target_settle_one && mode->target_count_new)
 	{
 		types[0] = served->target_key.array_type;
-		served->target_count_new = save_plan(mode->target_count_new(job, pair), 1, types);
-		served->target_settle_new = save_plan(mode->target_settle_new(job, pair), 1, types);
+		served->target_count_new = bbf_sql_save(served->owner, mode->target_count_new(job, pair), 1, types);
+		served->target_settle_new = bbf_sql_save(served->owner, mode->target_settle_new(job, pair), 1, types);
 	}
-	served->plain_update = mode->table ?
-		bbf_shape_write_is_plain(served->table_oid,
-								 TRIGGER_TYPE_INSERT | TRIGGER_TYPE_DELETE | TRIGGER_TYPE_UPDATE) :
-		bbf_shape_write_is_plain(pair->source, TRIGGER_TYPE_UPDATE);
 	if (mode->source_settle_one && (short_way = mode->source_settle_one(job, pair)) != NULL)
 	{
 		types[0] = served->source_key.type;
-		served->source_settle_one = save_plan(short_way, 1, types);
+		served->source_settle_one = bbf_sql_save(served->owner, short_way, 1, types);
 		bbf_enqueue_prepare(served, job, pair);
 	}
 	for (BbfEvent event = 0; event < BBF_EVENTS; event++)
 		save_steps(served, job, pair, mode, event);
-	bbf_session_unpin(nestlevel);
-	SetUserIdAndSecContext(save_userid, save_context);
+}
+
+/* What is written: the table of pending keys, or the source. */
+static void
+look_at_writes(BbfServed *served, const BbfJob *job, const BbfPair *pair, const BbfMode *mode)
+{
+	char	   *strange;
+
+	served->plain_keys = bbf_value_type_is_plain(pair->key_type) && bbf_value_type_is_plain(pair->target_key_type) &&
+		pair->key_opfamily < FirstNormalObjectId;
+	if (mode->table == NULL)
+	{
+		served->deferrable = has_deferrable_trigger(pair->source);
+		served->plain_update = served->plain_keys && bbf_shape_write_is_plain(pair->source, TRIGGER_TYPE_UPDATE);
+		return;
+	}
+	served->table_oid = get_relname_relid(bbf_job_object(job, "sidecar"), served->source_schema);
+	served->table = MemoryContextStrdup(served->context, mode->table(job, pair));
+	strange = mode->strange(job, pair);
+	if (strange)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has %s", get_rel_name(served->table_oid), strange)));
+	served->plain_update = served->plain_keys &&
+		bbf_shape_write_is_plain(served->table_oid, TRIGGER_TYPE_INSERT | TRIGGER_TYPE_DELETE | TRIGGER_TYPE_UPDATE);
+}
+
+/* Read the pair of a job and prepare its statements, as the owner. */
+static void
+build_as_owner(BbfServed *served, const BbfJob *job)
+{
+	const BbfMode *mode = bbf_mode_lookup(job->mode);
+	BbfPair    *pair = bbf_pair_load(job);
+	char	   *missing = mode->missing(job, pair);
+
+	if (missing && strstr(missing, "default") == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("%s is missing", missing)));
+	if (pair->owner != served->owner)
+		elog(ERROR, "the source has got another owner");
+	served->source_schema = get_rel_namespace(pair->source);
+	served->target_schema = get_rel_namespace(pair->target);
+	served->rights_lost = rights_lost(served, mode->writes_source || !pair->target_key_unique);
+	look_at_writes(served, job, pair, mode);
+	if (served->rights_lost)
+		return;					/* there is no use for statements */
+	init_key(&served->source_key, pair->owner, pair->source_key_att, pair->key_type,
+			 pair->key_collation, served->context);
+	init_key(&served->target_key, pair->owner, pair->target_key_att, pair->target_key_type,
+			 pair->key_collation, served->context);
+	served->source_key.old_too = mode->old_source_keys;
+	served->target_key.old_too = true;
+	save_statements(served, job, pair, mode);
+}
+
+/* Read a job and prepare its statements.  An error if that can't be done. */
+static void
+build(BbfServed *served, const char *name)
+{
+	BbfJob	   *job = bbf_job_load(name);
+	BbfUserContext before;
+
+	if (job == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("job \"%s\" does not exist", name)));
+	served->job_table = get_relname_relid("job", get_namespace_oid("bgw_backfill", false));
+	served->source = bbf_job_source(job);
+	served->target = bbf_job_target(job);
+	served->owner = bbf_pair_owner(served->source);
+	if (OidIsValid(served->source) && !bbf_job_belongs_to(job, served->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the source does not belong to role \"%s\" any more", job->owner)));
+	if (!OidIsValid(served->owner))
+		(void) bbf_pair_load(job);	/* says what is gone */
+	bbf_usercontext_begin(served->owner, true, &before);
+	bbf_session_pin_text();
+	bbf_session_pin_by_index();
+	build_as_owner(served, job);
+	bbf_usercontext_end(&before);
 }
 
 #define MAX_PLANS (4 + BBF_EVENTS * BBF_MAX_STEPS)
@@ -369,27 +390,25 @@ bbf_served_peek(const char *name, Relation source)
 		served->rights_lost == NULL ? served : NULL;
 }
 
-/*
- * The job of a trigger's first argument, with a reference taken; NULL, after a
- * warning, if it cannot be served.
- */
-BbfServed *
-bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights)
+/* The entry of a job, made anew if it is not current; NULL, after a warning, if it cannot be served. */
+static CacheEntry *
+find_entry(const char *name, Relation rel)
 {
 	CacheEntry *entry;
 	FullTransactionId changed_in = InvalidFullTransactionId;
 	CommandId	changed_at = FirstCommandId;
 	bool		found;
 
-	if (cache == NULL)
-	{
-		HASHCTL		ctl = {.keysize = NAMEDATALEN, .entrysize = sizeof(CacheEntry)};
-
-		cache = hash_create("bgw_backfill jobs", 16, &ctl, HASH_ELEM | HASH_STRINGS);
-	}
 	entry = hash_search(cache, name, HASH_ENTER, &found);
 	if (!found)
+	{
 		entry->served = NULL;
+		entry->failed_in = 0;
+	}
+	/* not for each row of a statement anew */
+	if (entry->served == NULL && entry->failed_in == GetCurrentStatementStartTimestamp() &&
+		entry->failed_after == invalidations)
+		return NULL;
 	if (entry->served && !is_current(entry->served))
 	{
 		BbfServed  *old = entry->served;
@@ -409,16 +428,49 @@ bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights
 			bbf_served_release(entry->served);
 		entry->served = served;
 		if (served == NULL)
+		{
+			entry->failed_in = GetCurrentStatementStartTimestamp();
+			entry->failed_after = invalidations;
 			return NULL;
+		}
 		served->changed_in = changed_in;
 		served->changed_at = changed_at;
 	}
+	return entry;
+}
+
+/*
+ * The job of a trigger's first argument, with a reference taken; NULL, after a
+ * warning, if it cannot be served.  writes: the table that the job's state is in is
+ * to be written, and what stands on it must be what we have looked at.  So it is
+ * locked first: nobody makes a trigger or a rule on it from there on.
+ */
+BbfServed *
+bbf_served_get(const char *name, Relation rel, bool of_source, bool writes)
+{
+	CacheEntry *entry;
+
+	if (cache == NULL)
+	{
+		HASHCTL		ctl = {.keysize = NAMEDATALEN, .entrysize = sizeof(CacheEntry)};
+
+		cache = hash_create("bgw_backfill jobs", 16, &ctl, HASH_ELEM | HASH_STRINGS);
+	}
+	do
+	{
+		entry = find_entry(name, rel);
+		if (entry == NULL)
+			return NULL;
+		if (writes)
+			LockRelationOid(OidIsValid(entry->served->table_oid) ? entry->served->table_oid : entry->served->source,
+							RowExclusiveLock);
+	} while (!is_current(entry->served));
 	if (RelationGetRelid(rel) != (of_source ? entry->served->source : entry->served->target))
 	{
 		warn(name, rel, "The table is not the job's.");
 		return NULL;
 	}
-	if (needs_rights && entry->served->rights_lost)
+	if (writes && entry->served->rights_lost)
 	{
 		warn(name, rel, entry->served->rights_lost);
 		return NULL;

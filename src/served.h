@@ -15,6 +15,7 @@
 typedef struct BbfKeyColumn
 {
 	AttrNumber	attno;
+	Oid			owner;			/* of the tables: who its type's functions run as */
 	Oid			type;
 	Oid			array_type;
 	Oid			collation;
@@ -41,7 +42,9 @@ typedef struct BbfServed
 	const char *rights_lost;	/* what the owner lacks, or NULL */
 	BbfKeyColumn	source_key;
 	BbfKeyColumn	target_key;
-	bool		plain_update;	/* no user's code runs in the short way's write */
+	bool		plain_keys;		/* no user's code compares or writes keys */
+	bool		plain_update;	/* nor runs in the short way's write */
+	bool		deferrable;		/* the source has triggers that a restricted operation would refuse */
 	int			one_code;
 	bool		one_must_write;
 	SPIPlanPtr	target_settle_one;	/* NULL: no short way */
@@ -59,9 +62,8 @@ typedef struct BbfServed
 } BbfServed;
 
 extern void bbf_served_init(void);
-extern BbfServed *bbf_served_get(const char *name, Relation rel, bool of_source, bool needs_rights);
+extern BbfServed *bbf_served_get(const char *name, Relation rel, bool of_source, bool writes);
 extern BbfServed *bbf_served_peek(const char *name, Relation source);
 extern void bbf_served_release(BbfServed *served);
-extern void bbf_served_become(Oid owner, Oid *save_userid, int *save_context);
 
 #endif							/* BBF_SERVED_H */

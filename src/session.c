@@ -22,6 +22,13 @@ bbf_session_set_owner(Oid owner)
 	session_owner = owner;
 }
 
+/* Is this a worker's session, connected as that role? */
+bool
+bbf_session_is_of(Oid role)
+{
+	return OidIsValid(role) && role == session_owner;
+}
+
 /* Set a setting for the session, whatever it was. */
 void
 bbf_session_set(const char *name, const char *value)
@@ -102,21 +109,28 @@ bbf_session_pin(void)
 	return nestlevel;
 }
 
-/*
- * Pin how a saved statement is planned, should the server plan it anew: by index
- * or by place; and the search path, if asked for.
- */
-int
-bbf_session_pin_plan(bool pin_path)
+/* Pin, in the current level, how a statement is planned: by index or by place. */
+void
+bbf_session_pin_by_index(void)
 {
-	int			nestlevel = pin_path ? bbf_session_pin() : NewGUCNestLevel();
-
 	if (enable_seqscan)
 		(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	if (enable_bitmapscan)
 		(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+}
+
+/*
+ * Pin how a saved statement is planned, should the server plan it anew; and the
+ * search path, if asked for.
+ */
+int
+bbf_session_pin_plan(bool pin_path)
+{
+	int			nestlevel = pin_path ? bbf_session_pin() : NewGUCNestLevel();
+
+	bbf_session_pin_by_index();
 	return nestlevel;
 }
 
@@ -154,9 +168,12 @@ bbf_session_pin_keys(void)
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
 
-/* Back to the settings before bbf_session_pin(). */
+/*
+ * Back to the settings before bbf_session_pin(): undo what was set since, by
+ * whatever a user's trigger or function has done, SET for the session included.
+ */
 void
 bbf_session_unpin(int nestlevel)
 {
-	AtEOXact_GUC(true, nestlevel);
+	AtEOXact_GUC(false, nestlevel);
 }

@@ -5,7 +5,6 @@
 #include "postgres.h"
 
 #include "access/genam.h"
-#include "access/nbtree.h"
 #include "access/table.h"
 #include "catalog/catalog.h"
 #include "catalog/heap.h"
@@ -26,11 +25,13 @@
 #include "shape.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
 #include "utils/rls.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
+#include "value.h"
 
 /*
  * Refuse a relation that is not a plain, permanent, lone table.  what: "source"
@@ -148,6 +149,23 @@ bbf_shape_default_is_false(Oid relid, AttrNumber attno)
 	return result;
 }
 
+/* Does a column's default run a user's code?  A type's own default, where it has none, does not count. */
+bool
+bbf_shape_default_runs_users_code(Relation rel, AttrNumber attno)
+{
+	return TupleDescAttr(RelationGetDescr(rel), attno - 1)->atthasdef &&
+		!bbf_shape_is_plain(build_column_default(rel, attno));
+}
+
+/* Is a column's default a call of now()? */
+bool
+bbf_shape_default_is_now(Relation rel, AttrNumber attno)
+{
+	Node	   *expr = build_column_default(rel, attno);
+
+	return expr && IsA(expr, FuncExpr) && ((FuncExpr *) expr)->funcid == F_NOW;
+}
+
 /* Does the table have a constraint of that name? */
 bool
 bbf_shape_has_constraint(Oid relid, const char *name)
@@ -167,16 +185,12 @@ bbf_shape_equal_is_identical(Oid relid, AttrNumber attno)
 	int32		typmod;
 	Oid			collation;
 	TypeCacheEntry *type;
-	Oid			proc;
 
 	get_atttypetypmodcoll(relid, attno, &typid, &typmod, &collation);
 	type = lookup_type_cache(typid, TYPECACHE_BTREE_OPFAMILY | TYPECACHE_EQ_OPR);
 	if (!OidIsValid(type->btree_opf) || type->eq_opr >= FirstGenbkiObjectId)
 		return false;
-	proc = get_opfamily_proc(type->btree_opf, type->btree_opintype, type->btree_opintype,
-							 BTEQUALIMAGE_PROC);
-	return OidIsValid(proc) &&
-		DatumGetBool(OidFunctionCall1Coll(proc, collation, ObjectIdGetDatum(type->btree_opintype)));
+	return bbf_value_equal_is_image(type->btree_opf, type->btree_opintype, collation);
 }
 
 /* Does the table have a row trigger that could change a row being updated? */
@@ -220,20 +234,90 @@ bbf_shape_brings_search_path(Oid function)
 }
 
 /* Is a function not the server's own?  As check_functions_in_node() wants it. */
-bool
-bbf_shape_is_users_function(Oid function, void *context)
+static bool
+is_users_function(Oid function, void *context)
 {
 	return function >= FirstNormalObjectId;
 }
 
-static bool
-calls_users_function(Node *node, void *context)
+/*
+ * Does an expression run nobody's code but the server's?  A function of the server's
+ * may run a user's for a value of a user's type.
+ */
+bool
+bbf_shape_is_plain(Node *expr)
+{
+	return !bbf_shape_runs_users_code(expr, NULL);
+}
+
+/* The same, as expression_tree_walker() wants it. */
+bool
+bbf_shape_runs_users_code(Node *node, void *context)
 {
 	if (node == NULL)
 		return false;
-	if (check_functions_in_node(node, bbf_shape_is_users_function, NULL))
+	if (check_functions_in_node(node, is_users_function, NULL) ||
+		(!IsA(node, List) && !bbf_value_type_is_plain(exprType(node))))
 		return true;
-	return expression_tree_walker(node, calls_users_function, context);
+	return expression_tree_walker(node, bbf_shape_runs_users_code, context);
+}
+
+/* Has an index expressions?  Not as the server gives them, which it evaluates as far as it can. */
+bool
+bbf_shape_index_has_expressions(Relation index)
+{
+	return !heap_attisnull(index->rd_indextuple, Anum_pg_index_indexprs, NULL);
+}
+
+/* Has it a condition? */
+bool
+bbf_shape_index_has_predicate(Relation index)
+{
+	return !heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL);
+}
+
+/* An index's expressions or condition as they are stored, for the same reason; NULL: none. */
+static Node *
+index_tree(Relation index, AttrNumber attno)
+{
+	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(RelationGetRelid(index)));
+	Node	   *tree = NULL;
+	bool		isnull;
+	Datum		stored;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for index %u", RelationGetRelid(index));
+	stored = SysCacheGetAttr(INDEXRELID, tuple, attno, &isnull);
+	if (!isnull)
+		tree = stringToNode(TextDatumGetCString(stored));
+	ReleaseSysCache(tuple);
+	return tree;
+}
+
+/* Do an index's expressions or its condition run a user's code? */
+bool
+bbf_shape_index_runs_users_code(Relation index)
+{
+	return !bbf_shape_is_plain(index_tree(index, Anum_pg_index_indexprs)) ||
+		!bbf_shape_is_plain(index_tree(index, Anum_pg_index_indpred));
+}
+
+/* Does an index compare nothing but values of the server's own, by operators of its own? */
+bool
+bbf_shape_index_compares_plainly(Relation index)
+{
+	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
+	{
+		if (index->rd_opfamily[i] >= FirstNormalObjectId || !bbf_value_type_is_plain(index->rd_opcintype[i]))
+			return false;
+	}
+	/* of an array, a range or a row, the class is the server's, and the elements are not */
+	for (int i = 0; i < RelationGetDescr(index)->natts; i++)
+	{
+		if (!bbf_value_type_is_plain(getBaseType(TupleDescAttr(RelationGetDescr(index), i)->atttypid)))
+			return false;
+	}
+	return true;
 }
 
 /* Does an index run nothing but the server's own code? */
@@ -241,11 +325,9 @@ static bool
 index_is_plain(Oid indexid)
 {
 	Relation	index = index_open(indexid, AccessShareLock);
-	bool		plain = RelationGetIndexExpressions(index) == NIL &&
-	!calls_users_function((Node *) RelationGetIndexPredicate(index), NULL);
+	bool		plain = !bbf_shape_index_has_expressions(index) && !bbf_shape_index_runs_users_code(index) &&
+	bbf_shape_index_compares_plainly(index);
 
-	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
-		plain = plain && index->rd_opfamily[i] < FirstNormalObjectId;
 	index_close(index, AccessShareLock);
 	return plain;
 }

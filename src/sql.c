@@ -1,16 +1,29 @@
 /*
  * sql.c
- *		Statements over SPI: once or by a plan that is kept, as the current user, or
- *		as their owner on the extension's own tables.
+ *		Statements over SPI: the only place that runs any.
+ *
+ * Each has one of two identities.
+ *
+ *	- The owner's of a job's tables.  In a worker, who is connected as him: the
+ *	  bbf_sql_run family.  In anybody's session, where the caller has begun to be
+ *	  the owner (usercontext.c): bbf_sql_run_latest() and the saved statements of
+ *	  triggers, which are told who that is.  All of them look whether it is so.
+ *
+ *	- The extension's owner's, for that one statement, on the extension's own tables:
+ *	  bbf_sql_catalog().
+ *
+ * All run under the pinned path.
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "nodes/plannodes.h"
 #include "session.h"
 #include "sql.h"
 #include "txn.h"
+#include "usercontext.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/resowner.h"
@@ -20,15 +33,18 @@
 
 static int	executing = 0;		/* kept plans */
 
-/*
- * Run a statement as the current user, planned for its parameters.  Returns
- * the number of rows; rows returned are in SPI_tuptable.  expected: the SPI_OK_*
- * that must come back.  The caller's memory context stays the current one: SPI
- * would leave its own, which ends with the transaction.
- */
-uint64
-bbf_sql_run(const char *sql, int nargs, Oid *types, Datum *values,
-			const char *nulls, int expected)
+/* Is this a worker, as the owner that it is connected as? */
+static void
+check_worker(void)
+{
+	if (!bbf_session_is_of(GetUserId()))
+		elog(ERROR, "a worker's statement would run as role %u in another session", GetUserId());
+}
+
+/* See bbf_sql_run(). */
+static uint64
+run(const char *sql, int nargs, Oid *types, Datum *values,
+	const char *nulls, int expected)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int			rc = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
@@ -37,6 +53,29 @@ bbf_sql_run(const char *sql, int nargs, Oid *types, Datum *values,
 	if (rc != expected)
 		elog(ERROR, "SPI returned %s for \"%s\"", SPI_result_code_string(rc), sql);
 	return SPI_processed;
+}
+
+/*
+ * Run a statement in a worker, planned for its parameters.  Returns
+ * the number of rows; rows returned are in SPI_tuptable.  expected: the SPI_OK_*
+ * that must come back.  The caller's memory context stays the current one: SPI
+ * would leave its own, which ends with the transaction.
+ */
+uint64
+bbf_sql_run(const char *sql, int nargs, Oid *types, Datum *values,
+			const char *nulls, int expected)
+{
+	check_worker();
+	return run(sql, nargs, types, values, nulls, expected);
+}
+
+/* A column of a row that a statement returned, of one of the server's types, as text; NULL if it is null. */
+char *
+bbf_sql_text(uint64 row, int column)
+{
+	if (SPI_gettypeid(SPI_tuptable->tupdesc, column) >= FirstNormalObjectId)
+		elog(ERROR, "column %d is of a user's type", column);
+	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
 }
 
 /*
@@ -118,6 +157,16 @@ execute_kept(const char *sql, int nargs, Oid *types, Datum *values, const char *
 	return true;
 }
 
+/* See bbf_sql_run_kept(). */
+static uint64
+run_kept(const char *sql, int nargs, Oid *types, Datum *values,
+		 const char *nulls, int expected)
+{
+	if (!execute_kept(sql, nargs, types, values, nulls, expected, 0, InvalidSnapshot))
+		return run(sql, nargs, types, values, nulls, expected);
+	return SPI_processed;
+}
+
 /*
  * The same as bbf_sql_run() for a statement that is run again and again: it is
  * parsed once, and planned for its parameters only where a plan for any would cost
@@ -127,9 +176,8 @@ uint64
 bbf_sql_run_kept(const char *sql, int nargs, Oid *types, Datum *values,
 				 const char *nulls, int expected)
 {
-	if (!execute_kept(sql, nargs, types, values, nulls, expected, 0, InvalidSnapshot))
-		return bbf_sql_run(sql, nargs, types, values, nulls, expected);
-	return SPI_processed;
+	check_worker();
+	return run_kept(sql, nargs, types, values, nulls, expected);
 }
 
 /* Does a kept plan for any parameters fit? */
@@ -156,11 +204,13 @@ bbf_sql_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const 
 				   bool (*fits) (const PlannedStmt *stmt), DestReceiver *dest)
 {
 	MemoryContext context = CurrentMemoryContext;
-	SPIPlanPtr	plan = kept_plan(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
 	ParamListInfo params = makeParamList(nargs);
 	SPIExecuteOptions options = {.params = params, .read_only = false, .dest = dest};
+	SPIPlanPtr	plan;
 	int			rc;
 
+	check_worker();
+	plan = kept_plan(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
 	MemoryContextSwitchTo(context);
 	if (plan == NULL || !kept_plan_fits(plan, fits))
 		return false;
@@ -187,21 +237,17 @@ bbf_sql_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const 
 	return true;
 }
 
-/* Run a utility statement that may stand in a transaction, as the current user. */
+/* Run a utility statement that may stand in a transaction, in a worker. */
 void
 bbf_sql_ddl(const char *sql)
 {
 	(void) bbf_sql_run(sql, 0, NULL, NULL, NULL, SPI_OK_UTILITY);
 }
 
-/*
- * The same with a snapshot of now, in a transaction that may keep an old one: a row is
- * read as it is, not as it was (R8).  It is planned once for all its parameters if
- * it is kept.
- */
-uint64
-bbf_sql_run_latest(const char *sql, int nargs, Oid *types, Datum *values,
-				   const char *nulls, int expected, bool keep)
+/* See bbf_sql_run_latest(). */
+static uint64
+run_latest(const char *sql, int nargs, Oid *types, Datum *values,
+		   const char *nulls, int expected, bool keep)
 {
 	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan;
@@ -223,6 +269,80 @@ bbf_sql_run_latest(const char *sql, int nargs, Oid *types, Datum *values,
 	return processed;
 }
 
+/*
+ * Run a statement as a job's owner, whom the caller has begun to be, in anybody's
+ * session: with a snapshot of now, in a transaction that may keep an old one, so
+ * that a row is read as it is, not as it was (R8).  It is planned once for all its
+ * parameters if it is kept.
+ */
+uint64
+bbf_sql_run_latest(Oid owner, const char *sql, int nargs, Oid *types, Datum *values,
+				   const char *nulls, int expected, bool keep)
+{
+	bbf_usercontext_check(owner);
+	return run_latest(sql, nargs, types, values, nulls, expected, keep);
+}
+
+/*
+ * Save a statement of a trigger's for good, planned here and now, once for all keys:
+ * by the index on the key or by place, never by reading a table or in the heap's
+ * order (which would lock rows in that order), however small the table is today.
+ */
+SPIPlanPtr
+bbf_sql_save(Oid owner, const char *sql, int nargs, Oid *types)
+{
+	SPIPlanPtr	plan;
+	CachedPlan *cplan;
+
+	bbf_usercontext_check(owner);
+	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare_cursor returned %s for \"%s\"",
+			 SPI_result_code_string(SPI_result), sql);
+	SPI_keepplan(plan);
+	cplan = SPI_plan_get_cached_plan(plan);
+	if (cplan)
+		ReleaseCachedPlan(cplan, CurrentResourceOwner);
+	return plan;
+}
+
+/*
+ * Run a saved statement with a snapshot of now, in settings of its own: the
+ * statement before may have fired a trigger that changed them, and the server makes
+ * the plan anew when the search path, or what it means, is not what the plan was
+ * made under.  Then as before: never by reading a table, nor in the heap's order.
+ * before: run it unrestricted, as free as who called us then; NULL: not so.
+ *
+ * A transaction that keeps its snapshot must not write a row that it does not
+ * see: it would see both versions from then on.  So what has changed since is a
+ * serialization failure for it (R8), as in a foreign key's action.
+ */
+uint64
+bbf_sql_execute_saved(Oid owner, SPIPlanPtr plan, Datum *values, int expected, bool pin_path,
+					  const BbfUserContext *before)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			nestlevel = bbf_session_pin_plan(pin_path);
+	bool		writes = expected == SPI_OK_UPDATE;
+	int			sec_context = 0;
+	int			rc;
+
+	bbf_usercontext_check(owner);
+	if (before)
+		sec_context = bbf_usercontext_unrestrict(before);
+	rc = SPI_execute_snapshot(plan, values, NULL, GetLatestSnapshot(),
+							  writes && IsolationUsesXactSnapshot() ?
+							  GetTransactionSnapshot() : InvalidSnapshot,
+							  false, true, 0);
+	if (before)
+		bbf_usercontext_restrict(sec_context);
+	bbf_session_unpin(nestlevel);
+	MemoryContextSwitchTo(context);
+	if (rc != expected)
+		elog(ERROR, "SPI_execute_snapshot returned %s", SPI_result_code_string(rc));
+	return SPI_processed;
+}
+
 /* Run a statement on the extension's own tables, as their owner; keep: its plan. */
 static uint64
 catalog(const char *sql, int nargs, Oid *types, Datum *values,
@@ -239,11 +359,11 @@ catalog(const char *sql, int nargs, Oid *types, Datum *values,
 						   SECURITY_RESTRICTED_OPERATION);
 	nestlevel = bbf_session_pin();
 	if (IsolationUsesXactSnapshot())
-		processed = bbf_sql_run_latest(sql, nargs, types, values, nulls, expected, false);
+		processed = run_latest(sql, nargs, types, values, nulls, expected, false);
 	else if (keep)
-		processed = bbf_sql_run_kept(sql, nargs, types, values, nulls, expected);
+		processed = run_kept(sql, nargs, types, values, nulls, expected);
 	else
-		processed = bbf_sql_run(sql, nargs, types, values, nulls, expected);
+		processed = run(sql, nargs, types, values, nulls, expected);
 	bbf_session_unpin(nestlevel);
 	SetUserIdAndSecContext(save_userid, save_context);
 	return processed;

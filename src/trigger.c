@@ -29,9 +29,9 @@
  * transaction.  It holds the target's exclusive lock, so no batch and no other
  * trigger is in between; the job's row comes last in its lock order as well.
  *
- * They run with the rights of the source's owner, as foreign-key checks do, not
- * restricted (a deferred trigger of the owner's must be possible), search path
- * and row security pinned.  They serve no table but their own job's.  One that
+ * They run with the rights of the source's owner, restricted, search path pinned
+ * (usercontext.c); only an update of a source whose owner has deferrable triggers on
+ * it is not restricted, which would refuse those.  They serve no table but their own job's.  One that
  * cannot do its work lets the write pass with a WARNING: the application's data
  * goes first, and the next sweep mends the state.
  */
@@ -49,10 +49,11 @@
 #include "miscadmin.h"
 #include "served.h"
 #include "session.h"
+#include "sql.h"
+#include "usercontext.h"
 #include "utils/array.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/snapmgr.h"
+#include "value.h"
 #include "wake.h"
 
 PG_FUNCTION_INFO_V1(bgw_backfill_target_changed);
@@ -66,33 +67,25 @@ PG_FUNCTION_INFO_V1(bgw_backfill_source_truncated);
 /* how often to settle keys whose target rows our own writes take away */
 #define MAX_LOOKS 3
 
+/* what the statements of one event share */
+typedef struct Settling
+{
+	const char *job;
+	const BbfServed *served;
+	const BbfUserContext *before;	/* who fired the trigger */
+} Settling;
+
 /*
- * Run one of the saved statements with a snapshot of now, in settings of its
- * own: the statement before may have fired a trigger that changed them, and the
- * server makes the plan anew when the search path, or what it means, is not what
- * the plan was made under.  Then as before: never by reading a table, nor in the
- * heap's order.
- *
- * A transaction that keeps its snapshot must not write a row that it does not
- * see: it would see both versions from then on.  So what has changed since is a
- * serialization failure for it (R8), as in a foreign key's action.
+ * Run one of the saved statements.  An update of the source is not restricted where
+ * that would refuse a trigger of the owner's which may be deferred.
  */
 static uint64
-execute(SPIPlanPtr plan, Datum *values, int expected, bool pin_path)
+execute(const Settling *settling, SPIPlanPtr plan, Datum *values, int expected, bool pin_path)
 {
-	MemoryContext context = CurrentMemoryContext;
-	int			nestlevel = bbf_session_pin_plan(pin_path);
-	bool		writes = expected == SPI_OK_UPDATE;
-	int			rc = SPI_execute_snapshot(plan, values, NULL, GetLatestSnapshot(),
-										  writes && IsolationUsesXactSnapshot() ?
-										  GetTransactionSnapshot() : InvalidSnapshot,
-										  false, true, 0);
+	const BbfServed *served = settling->served;
 
-	bbf_session_unpin(nestlevel);
-	MemoryContextSwitchTo(context);
-	if (rc != expected)
-		elog(ERROR, "SPI_execute_snapshot returned %s", SPI_result_code_string(rc));
-	return SPI_processed;
+	return bbf_sql_execute_saved(served->owner, plan, values, expected, pin_path,
+								 served->deferrable && expected == SPI_OK_UPDATE ? settling->before : NULL);
 }
 
 /* The first column of what a statement returned, as an array. */
@@ -126,8 +119,9 @@ key_array(const BbfKeyColumn *column, Datum *keys, int n)
  * schema, so it means the same under any path.
  */
 static bool
-settle_inserted(const BbfServed *served, Datum *keys, int n)
+settle_inserted(const Settling *settling, Datum *keys, int n)
 {
+	const BbfServed *served = settling->served;
 	Datum		values[1] = {keys[0]};
 	bool		isnull;
 	int64		count;
@@ -137,25 +131,26 @@ settle_inserted(const BbfServed *served, Datum *keys, int n)
 	if (bbf_dequeue_keys(served, keys, n))
 		return true;
 	if (n == 1)
-		return execute(served->target_settle_one, values, served->one_code, !served->plain_update) == 1 ||
+		return execute(settling, served->target_settle_one, values, served->one_code, !served->plain_update) == 1 ||
 			!served->one_must_write;
 	if (served->target_count_new == NULL)
 		return false;
 
 	values[0] = key_array(&served->target_key, keys, n);
-	execute(served->target_count_new, values, SPI_OK_SELECT, true);
+	execute(settling, served->target_count_new, values, SPI_OK_SELECT, true);
 	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_freetuptable(SPI_tuptable);
 	if (count != n)
 		return false;
-	execute(served->target_settle_new, values, SPI_OK_UPDATE, true);
+	execute(settling, served->target_settle_new, values, SPI_OK_UPDATE, true);
 	return true;
 }
 
 /* Run the steps that settle some keys of an event. */
 static void
-settle_keys(const BbfServed *served, BbfEvent event, Datum *keys, int n)
+settle_keys(const Settling *settling, BbfEvent event, Datum *keys, int n)
 {
+	const BbfServed *served = settling->served;
 	const BbfKeyColumn *column = bbf_event_of_source(event) ? &served->source_key : &served->target_key;
 	const BbfKeyColumn *held = &served->target_key;
 	Datum		values[2] = {key_array(column, keys, n)};
@@ -164,7 +159,7 @@ settle_keys(const BbfServed *served, BbfEvent event, Datum *keys, int n)
 	for (int i = 0; i < served->nsteps[event]; i++)
 	{
 		const BbfStep *step = &served->steps[event][i];
-		uint64		processed = execute(served->plans[event][i],
+		uint64		processed = execute(settling, served->plans[event][i],
 										step->takes == BBF_TAKES_ROWS ? rows : values,
 										step->expected, true);
 
@@ -187,8 +182,11 @@ settle_keys(const BbfServed *served, BbfEvent event, Datum *keys, int n)
  * that does so every time is left to the sweep.)
  */
 static void
-settle_some(const char *job, const BbfServed *served, BbfEvent event, Datum *keys, int n)
+settle_some(const Settling *settling, BbfEvent event, Datum *keys, int n)
 {
+	const BbfServed *served = settling->served;
+	const char *job = settling->job;
+
 	for (int i = 0; i < MAX_LOOKS; i++)
 	{
 		uint64		removals = bbf_keyset_removals(job);
@@ -196,11 +194,11 @@ settle_some(const char *job, const BbfServed *served, BbfEvent event, Datum *key
 		/* what an insert's own triggers have changed again is no insert */
 		if (event == BBF_SOURCE_INSERT && n == 1 && served->source_settle_one &&
 			bbf_keyset_collecting(job, BBF_SOURCE_UPDATE, false) == NULL)
-			execute(served->source_settle_one, keys, SPI_OK_INSERT, !served->plain_update);
+			execute(settling, served->source_settle_one, keys, SPI_OK_INSERT, !served->plain_update);
 		else if (event == BBF_TARGET_INSERT && removals > 0)
-			settle_keys(served, BBF_TARGET_CHANGE, keys, n);
-		else if (!(event == BBF_TARGET_INSERT && settle_inserted(served, keys, n)))
-			settle_keys(served, event, keys, n);
+			settle_keys(settling, BBF_TARGET_CHANGE, keys, n);
+		else if (!(event == BBF_TARGET_INSERT && settle_inserted(settling, keys, n)))
+			settle_keys(settling, event, keys, n);
 		if (bbf_keyset_removals(job) == removals)
 			break;
 	}
@@ -211,41 +209,41 @@ static void
 note_answered(const char *job, const BbfKeySet *set, const BbfKeyColumn *column)
 {
 	int			nestlevel;
-	Oid			output;
-	bool		isvarlena;
 	char	  **texts;
 
 	if (!bbf_lease_any(job))
 		return;
-	nestlevel = NewGUCNestLevel();
+	nestlevel = bbf_session_pin();
 	bbf_session_pin_keys();
-	getTypeOutputInfo(column->type, &output, &isvarlena);
 	texts = palloc(sizeof(char *) * set->n);
 	for (int i = 0; i < set->n; i++)
-		texts[i] = OidOutputFunctionCall(output, set->keys[i]);
+		texts[i] = bbf_value_out(column->owner, column->type, set->keys[i]);
 	bbf_answered_note(job, texts, set->n);
 	bbf_session_unpin(nestlevel);
 }
 
-/* Settle a set of keys, in key order. */
+/*
+ * Settle a set of keys, in key order, as the owner.  Where nobody's code but the
+ * server's handles keys, the path is pinned for the statements that need it alone.
+ */
 static void
 settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
 {
 	BbfKeyColumn *column = bbf_event_of_source(event) ? &served->source_key : &served->target_key;
-	Oid			save_userid;
-	int			save_context;
+	BbfUserContext before;
+	Settling	settling = {.job = job, .served = served, .before = &before};
 
 	if (set->n == 0)
 		return;
+	bbf_usercontext_begin(served->owner, !served->plain_keys, &before);
 	bbf_keyset_sort(set, column);
-	bbf_served_become(served->owner, &save_userid, &save_context);
 	SPI_connect();
 	if (event == BBF_TARGET_CHANGE)
 		note_answered(job, set, column);
 	for (int i = 0; i < set->n; i += KEYS_AT_ONCE)
-		settle_some(job, served, event, set->keys + i, Min(KEYS_AT_ONCE, set->n - i));
+		settle_some(&settling, event, set->keys + i, Min(KEYS_AT_ONCE, set->n - i));
 	SPI_finish();
-	SetUserIdAndSecContext(save_userid, save_context);
+	bbf_usercontext_end(&before);
 }
 
 /* What a trigger was fired by. */
@@ -397,7 +395,7 @@ truncated(FunctionCallInfo fcinfo, bool of_source)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be called by a TRUNCATE trigger of a job",
 						of_source ? "source_truncated" : "target_truncated")));
-	return bbf_served_get(trigdata->tg_trigger->tgargs[0], trigdata->tg_relation, of_source, false);
+	return bbf_served_get(trigdata->tg_trigger->tgargs[0], trigdata->tg_relation, of_source, of_source);
 }
 
 /* On a target, AFTER TRUNCATE; argument: the job's name. */
@@ -425,20 +423,19 @@ Datum
 bgw_backfill_source_truncated(PG_FUNCTION_ARGS)
 {
 	BbfServed  *served = truncated(fcinfo, true);
-	Oid			save_userid;
-	int			save_context;
-	int			nestlevel;
+	BbfUserContext before;
 
 	if (served == NULL)
 		return PointerGetDatum(NULL);
-	bbf_served_become(served->owner, &save_userid, &save_context);
-	nestlevel = bbf_session_pin();
-	SPI_connect();
-	if (served->table && SPI_execute(psprintf("DELETE FROM ONLY %s", served->table), false, 0) != SPI_OK_DELETE)
-		elog(ERROR, "could not empty %s", served->table);
-	SPI_finish();
-	bbf_session_unpin(nestlevel);
-	SetUserIdAndSecContext(save_userid, save_context);
+	if (served->table)
+	{
+		bbf_usercontext_begin(served->owner, true, &before);
+		SPI_connect();
+		bbf_sql_run_latest(served->owner, psprintf("DELETE FROM ONLY %s", served->table), 0, NULL, NULL, NULL,
+						   SPI_OK_DELETE, false);
+		SPI_finish();
+		bbf_usercontext_end(&before);
+	}
 	bbf_served_release(served);
 	return PointerGetDatum(NULL);
 }

@@ -71,12 +71,12 @@ read_stretches(BbfTurn *turn)
 	for (uint64 i = 0; i < n; i++)
 	{
 		Stretch    *stretch = palloc0(sizeof(Stretch));
-		char	   *after = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+		char	   *after = bbf_sql_text(i, 1);
 
 		stretch->from_first = after == NULL;
 		if (after)
 			stretch->after = bbf_pair_group_in(pair, after);
-		stretch->upto_text = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2);
+		stretch->upto_text = bbf_sql_text(i, 2);
 		stretch->upto = bbf_pair_group_in(pair, stretch->upto_text);
 		turn->stretches = lappend(turn->stretches, stretch);
 	}

@@ -78,7 +78,7 @@ bbf_upkeep_claims(BbfJob *job)
 static char *
 result_text(uint64 row, int column)
 {
-	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+	return bbf_sql_text(row, column);
 }
 
 /* One batch of the rows that came back.  False: the end is reached. */

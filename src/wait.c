@@ -9,14 +9,17 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "fmgr.h"
 #include "job.h"
 #include "miscadmin.h"
+#include "pair.h"
 #include "nodes/parsenodes.h"
 #include "sql.h"
 #include "storage/latch.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -26,6 +29,21 @@ PG_FUNCTION_INFO_V1(bgw_backfill_wait);
 /* between two looks: from the first to the second, growing */
 #define MIN_SLEEP_MS	50
 #define MAX_SLEEP_MS	500
+
+/* May the caller see the job?  As the views have it: his own jobs, or he reads all statistics. */
+static bool
+may_see(const char *name)
+{
+	BbfJob	   *job = bbf_job_load(name);
+	Oid			owner = job ? bbf_pair_owner(bbf_job_source(job)) : InvalidOid;
+
+	if (job == NULL || job->successor_of)
+		return false;
+	if (!OidIsValid(owner))
+		owner = get_role_oid(job->owner, true);
+	return has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS) ||
+		(OidIsValid(owner) ? is_member_of_role(GetUserId(), owner) : superuser());
+}
 
 /*
  * Has the job reached the phase?  An error if it never will without a hand.  The
@@ -41,9 +59,10 @@ has_reached(const char *name, BbfPhase wanted)
 	char	   *last_error;
 	BbfPhase	phase;
 
-	if (bbf_sql_run("SELECT phase, state, last_error FROM bgw_backfill.progress"
-					" WHERE job OPERATOR(pg_catalog.=) $1",
-					1, types, values, NULL, SPI_OK_SELECT) == 0)
+	if (!may_see(name) ||
+		bbf_sql_catalog("SELECT phase, state, last_error FROM bgw_backfill.progress"
+						" WHERE job OPERATOR(pg_catalog.=) $1",
+						1, types, values, NULL, SPI_OK_SELECT) == 0)
 	{
 		if (wanted == BBF_PHASE_UNINSTALL)
 			return true;
@@ -52,9 +71,9 @@ has_reached(const char *name, BbfPhase wanted)
 				 errmsg("job \"%s\" does not exist", name),
 				 errhint("The view bgw_backfill.jobs lists your jobs.")));
 	}
-	phase_name = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	state = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
-	last_error = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3);
+	phase_name = bbf_sql_text(0, 1);
+	state = bbf_sql_text(0, 2);
+	last_error = bbf_sql_text(0, 3);
 	SPI_freetuptable(SPI_tuptable);
 	if (!bbf_job_phase_from_name(phase_name, &phase))
 		elog(ERROR, "job \"%s\" has no valid phase", name);

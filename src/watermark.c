@@ -41,11 +41,13 @@
 #include "walk.h"
 #include "watermark.h"
 
-/* A text of the first row that a statement gave; NULL if there is none. */
+/* The key that a statement gave first, as text; NULL if there is none. */
 static char *
-result(uint64 rows, int column)
+result_key(const BbfPair *pair, uint64 rows)
 {
-	return rows > 0 ? SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column) : NULL;
+	bool		isnull;
+
+	return rows > 0 ? bbf_pair_key_out(pair, SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)) : NULL;
 }
 
 /*
@@ -103,8 +105,8 @@ take_mark(BbfJob *job, const BbfPair *pair)
 					   0, NULL, NULL, NULL, SPI_OK_SELECT);
 	if (rows == 0)
 		return ripe;
-	job->next_mark = result(rows, 1);
-	job->next_mark_xid = result(rows, 2);
+	job->next_mark = result_key(pair, rows);
+	job->next_mark_xid = bbf_sql_text(0, 2);
 	SPI_freetuptable(SPI_tuptable);
 	update_state(job, "next_mark = $3, next_mark_xid = $4", job->next_mark, job->next_mark_xid, NULL);
 	return is_ripe(job->next_mark_xid) ? job->next_mark : ripe;
@@ -114,10 +116,10 @@ take_mark(BbfJob *job, const BbfPair *pair)
 char *
 bbf_watermark_highest(const BbfPair *pair)
 {
-	char	   *key = result(bbf_sql_run(psprintf("SELECT s.%s FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
-												  pair->source_key, pair->source_sql, pair->source_key,
-												  pair->key_op[BTGreaterStrategyNumber]),
-										 0, NULL, NULL, NULL, SPI_OK_SELECT), 1);
+	char	   *key = result_key(pair, bbf_sql_run(psprintf("SELECT s.%s FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
+															pair->source_key, pair->source_sql, pair->source_key,
+															pair->key_op[BTGreaterStrategyNumber]),
+												   0, NULL, NULL, NULL, SPI_OK_SELECT));
 
 	SPI_freetuptable(SPI_tuptable);
 	return key;
@@ -182,9 +184,10 @@ look_for_truncate(BbfJob *job, const BbfPair *pair)
 	Datum		name[] = {CStringGetTextDatum(job->name)};
 	char	   *files;
 
-	files = result(bbf_sql_run("SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_relation_filenode($1),"
-							   " pg_catalog.pg_relation_filenode($2))",
-							   2, types, values, NULL, SPI_OK_SELECT), 1);
+	(void) bbf_sql_run("SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_relation_filenode($1),"
+					   " pg_catalog.pg_relation_filenode($2))",
+					   2, types, values, NULL, SPI_OK_SELECT);
+	files = bbf_sql_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	if (job->files && strcmp(job->files, files) == 0)
 		return;
@@ -207,12 +210,12 @@ window_begin(const BbfJob *job, const BbfPair *pair)
 		return NULL;
 	values[0] = bbf_pair_key_in(pair, job->watermark);
 	values[1] = Int64GetDatum(bbf_job_setting(job, BBF_LOOKBACK));
-	key = result(bbf_sql_run(psprintf("SELECT s.%s FROM ONLY %s s WHERE s.%s %s $1"
-									  " ORDER BY s.%s USING %s OFFSET $2 LIMIT 1",
-									  pair->source_key, pair->source_sql, pair->source_key,
-									  pair->key_op[BTLessEqualStrategyNumber], pair->source_key,
-									  pair->key_op[BTGreaterStrategyNumber]),
-							 2, types, values, NULL, SPI_OK_SELECT), 1);
+	key = result_key(pair, bbf_sql_run(psprintf("SELECT s.%s FROM ONLY %s s WHERE s.%s %s $1"
+												" ORDER BY s.%s USING %s OFFSET $2 LIMIT 1",
+												pair->source_key, pair->source_sql, pair->source_key,
+												pair->key_op[BTLessEqualStrategyNumber], pair->source_key,
+												pair->key_op[BTGreaterStrategyNumber]),
+									   2, types, values, NULL, SPI_OK_SELECT));
 	SPI_freetuptable(SPI_tuptable);
 	return key;
 }

@@ -1,0 +1,81 @@
+/*
+ * value.c
+ *		Values of a user's types: the only place that calls the functions of such a
+ *		type.
+ *
+ * The input of a range runs the check of the domain that it ranges over, its
+ * comparison the functions of its subtype's operator class: anybody can put code of
+ * his own there, behind functions that are the server's.  So each call has to be
+ * made as the owner of the tables (usercontext.c).
+ */
+#include "postgres.h"
+
+#include "access/nbtree.h"
+#include "access/transam.h"
+#include "catalog/pg_type.h"
+#include "usercontext.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "value.h"
+
+/* A value from its text. */
+Datum
+bbf_value_in(Oid owner, Oid type, const char *text)
+{
+	Oid			input;
+	Oid			ioparam;
+
+	bbf_usercontext_check(owner);
+	getTypeInputInfo(type, &input, &ioparam);
+	return OidInputFunctionCall(input, unconstify(char *, text), ioparam, -1);
+}
+
+/* The text of a value. */
+char *
+bbf_value_out(Oid owner, Oid type, Datum value)
+{
+	Oid			output;
+	bool		isvarlena;
+
+	bbf_usercontext_check(owner);
+	getTypeOutputInfo(type, &output, &isvarlena);
+	return OidOutputFunctionCall(output, value);
+}
+
+/* A comparison or an operator's function, of two values. */
+Datum
+bbf_value_call(Oid owner, FmgrInfo *function, Oid collation, Datum a, Datum b)
+{
+	bbf_usercontext_check(owner);
+	return FunctionCall2Coll(function, collation, a, b);
+}
+
+/*
+ * Does no function of a type, its operator classes apart, run anybody's code but the
+ * server's?  The server's own types have only each other as elements; an enum has no
+ * code.
+ */
+bool
+bbf_value_type_is_plain(Oid type)
+{
+	return type < FirstNormalObjectId || get_typtype(type) == TYPTYPE_ENUM;
+}
+
+/*
+ * Are equal values of a type written alike, as its operator family says?  The
+ * server's two answers are known here; a family with a function of its own is not
+ * asked, for that would run it.
+ */
+bool
+bbf_value_equal_is_image(Oid opfamily, Oid type, Oid collation)
+{
+	switch (get_opfamily_proc(opfamily, type, type, BTEQUALIMAGE_PROC))
+	{
+		case F_BTEQUALIMAGE:
+			return true;
+		case F_BTVARSTREQUALIMAGE:
+			return !OidIsValid(collation) || get_collation_isdeterministic(collation);
+		default:
+			return false;
+	}
+}
