@@ -172,6 +172,7 @@ bgw_backfill_claim(PG_FUNCTION_ARGS)
 	SPI_connect();
 	handout.job = working_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	handout.pair = bbf_pair_load(handout.job);
+	bbf_usercontext_begin(handout.pair->owner, true, &before);
 	check_is_served(handout.job, handout.pair);
 	if (!PG_ARGISNULL(3))
 	{
@@ -183,7 +184,6 @@ bgw_backfill_claim(PG_FUNCTION_ARGS)
 		handout.only_group = handout.out_of_turn = true;
 		handout.group = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	}
-	bbf_usercontext_begin(handout.pair->owner, true, &before);
 	bbf_session_pin_keys();		/* how keys are written */
 	bbf_handout_claim(&handout, lease_ms);
 	bbf_usercontext_end(&before);

@@ -75,6 +75,12 @@ bbf_column_check(const BbfJob *job, Relation source, Relation target)
 				 errmsg("mode \"column\" needs a flag_column")));
 	check_source_can_be_updated(source);
 	bbf_shape_report_triggers(source, WARNING);
+	if (bbf_expr_runs_users_code(job->pending_where, RelationGetRelid(source)))
+		ereport(WARNING,
+				(errmsg("pending_where calls functions, or uses types, that are not the server's own"),
+				 errdetail("It becomes the condition of an index, which the server evaluates as whoever writes table \"%s\".",
+						   RelationGetRelationName(source)),
+				 errhint("In mode \"sidecar\" it is evaluated as the owner of the table alone.")));
 	if (!bbf_column_flag_attribute(job, RelationGetRelid(source), &att))
 	{
 		bbf_shape_check_column_can_be_added(source);
