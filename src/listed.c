@@ -164,7 +164,8 @@ bbf_listed_prune(BbfListed *listed, const Datum *keys, int n)
 	char	   *table;
 	bool		isnull;
 
-	if (n == 0 || listed->mode->table == NULL)
+	/* what stands on the table in our way is the worker's to take away */
+	if (n == 0 || listed->mode->table == NULL || listed->mode->strange(listed->job, pair))
 		return 0;
 	table = listed->mode->table(listed->job, pair);
 	values[0] = key_array(pair, keys, n);
