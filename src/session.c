@@ -22,6 +22,13 @@ bbf_session_set_owner(Oid owner)
 	session_owner = owner;
 }
 
+/* That role, or InvalidOid in any other session. */
+Oid
+bbf_session_owner(void)
+{
+	return session_owner;
+}
+
 /* Is this a worker's session, connected as that role? */
 bool
 bbf_session_is_of(Oid role)

@@ -6,6 +6,7 @@
 #define BBF_SESSION_H
 
 extern void bbf_session_set_owner(Oid owner);
+extern Oid	bbf_session_owner(void);
 extern bool bbf_session_is_of(Oid role);
 extern void bbf_session_set(const char *name, const char *value);
 extern void bbf_session_harden(void);

@@ -37,8 +37,7 @@ static int	executing = 0;		/* kept plans */
 static void
 check_worker(void)
 {
-	if (!bbf_session_is_of(GetUserId()))
-		elog(ERROR, "a worker's statement would run as role %u in another session", GetUserId());
+	bbf_usercontext_check(bbf_session_owner());
 }
 
 /* See bbf_sql_run(). */

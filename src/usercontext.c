@@ -50,7 +50,10 @@ bbf_usercontext_end(const BbfUserContext *before)
 	SetUserIdAndSecContext(before->userid, before->sec_context);
 }
 
-/* Is this the owner's session, or a restricted operation as the owner? */
+/*
+ * Is this the owner's session, or a restricted operation as the owner?  In his own
+ * session a trigger of his may have taken another role, which is over now.
+ */
 void
 bbf_usercontext_check(Oid owner)
 {
@@ -58,6 +61,11 @@ bbf_usercontext_check(Oid owner)
 	int			sec_context;
 
 	GetUserIdAndSecContext(&userid, &sec_context);
+	if (bbf_session_is_of(owner) && sec_context == 0)
+	{
+		SetUserIdAndSecContext(owner, 0);
+		return;
+	}
 	if (userid == owner && OidIsValid(owner) &&
 		((sec_context & SECURITY_RESTRICTED_OPERATION) != 0 || bbf_session_is_of(owner)))
 		return;
