@@ -202,6 +202,7 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 					 errdetail("The view of pending rows adds the flag itself.")));
 	}
 
+	bbf_session_pin_text();		/* once more: what was evaluated may have set anything */
 	result = deparse_expression(expr, deparse_context_for(RelationGetRelationName(rel), relid),
 								false, false);
 	bbf_usercontext_end(&before);
@@ -218,6 +219,7 @@ bbf_expr_deparse(const char *canonical, Oid relid, const char *alias)
 {
 	Relation	rel;
 	BbfUserContext before;
+	Node	   *expr;
 	char	   *result;
 
 	if (canonical == NULL)
@@ -225,8 +227,9 @@ bbf_expr_deparse(const char *canonical, Oid relid, const char *alias)
 	rel = table_open(relid, AccessShareLock);
 	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
 	bbf_session_pin_text();
-	result = psprintf("(%s)", deparse_expression(analyze(canonical, rel, "condition"),
-												 deparse_context_for(alias, relid), true, false));
+	expr = analyze(canonical, rel, "condition");
+	bbf_session_pin_text();		/* once more: what was evaluated may have set anything */
+	result = psprintf("(%s)", deparse_expression(expr, deparse_context_for(alias, relid), true, false));
 	bbf_usercontext_end(&before);
 	table_close(rel, AccessShareLock);
 	return result;
