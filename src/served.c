@@ -37,6 +37,9 @@
 #include "utils/typcache.h"
 #include "value.h"
 
+/* how often an entry is made anew, if that itself makes it out of date */
+#define MAX_TRIES 3
+
 typedef struct CacheEntry
 {
 	char		name[NAMEDATALEN];
@@ -449,6 +452,7 @@ BbfServed *
 bbf_served_get(const char *name, Relation rel, bool of_source, bool writes)
 {
 	CacheEntry *entry;
+	int			tries = 0;
 
 	if (cache == NULL)
 	{
@@ -461,6 +465,11 @@ bbf_served_get(const char *name, Relation rel, bool of_source, bool writes)
 		entry = find_entry(name, rel);
 		if (entry == NULL)
 			return NULL;
+		if (++tries > MAX_TRIES)
+		{
+			warn(name, rel, "What it depends on changes each time it is looked at.");
+			return NULL;
+		}
 		if (writes)
 			LockRelationOid(OidIsValid(entry->served->table_oid) ? entry->served->table_oid : entry->served->source,
 							RowExclusiveLock);
