@@ -12,6 +12,7 @@
 
 #include "access/genam.h"
 #include "access/table.h"
+#include "catalog/dependency.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -20,6 +21,7 @@
 #include "shape.h"
 #include "sql.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 
 /* What of a column of the owner's own would run code, or refuse a row; NULL: nothing. */
@@ -108,7 +110,14 @@ drop_strange(const BbfJob *job, const BbfPair *pair)
 	uint64		n;
 
 	foreach(lc, strange_indexes(job, table))
-		statements = lappend(statements, psprintf("DROP INDEX %s", quote_qualified_identifier(pair->schema, lfirst(lc))));
+	{
+		Oid			constraint = get_index_constraint(get_relname_relid(lfirst(lc), RelationGetNamespace(table)));
+
+		statements = lappend(statements, OidIsValid(constraint) ?
+							 psprintf("ALTER TABLE ONLY %s DROP CONSTRAINT %s", bbf_sidecar_table(job, pair),
+									  quote_identifier(get_constraint_name(constraint))) :
+							 psprintf("DROP INDEX %s", quote_qualified_identifier(pair->schema, lfirst(lc))));
+	}
 	table_close(table, NoLock);
 	n = bbf_sql_run("SELECT format('DROP TRIGGER %I ON %s', tgname, $2) FROM pg_trigger WHERE tgrelid = $1 AND NOT tgisinternal"
 					" UNION ALL SELECT format('DROP RULE %I ON %s', rulename, $2) FROM pg_rewrite WHERE ev_class = $1"
