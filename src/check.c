@@ -22,6 +22,7 @@
 #include "expr.h"
 #include "identity.h"
 #include "mode.h"
+#include "readers.h"
 #include "shape.h"
 #include "sql.h"
 #include "usercontext.h"
@@ -307,6 +308,8 @@ bbf_check_job(BbfJob *job)
 	check_indexed(job, source, pair);
 	mode->check(job, source, target);
 	check_trigger_names(mode->triggers(job, pair));
+	if (mode->sync_readers)
+		bbf_readers_tell(job, pair);
 	bbf_usercontext_end(&before);
 	check_flag_is_free(job);
 
