@@ -23,7 +23,7 @@
  * R11: inside one transaction the triggers run after each statement and see its
  * own work, savepoints or not; what is rolled back takes its flags and its locks
  * along, because a trigger locks and writes in the subtransaction of its
- * statement.
+ * statement.  R18, what a trigger of the user's nests in a statement: see keyset.c.
  *
  * R7: TRUNCATE of the target puts the job back to phase fill, in the same
  * transaction.  It holds the target's exclusive lock, so no batch and no other
@@ -195,7 +195,7 @@ settle_some(const char *job, const BbfServed *served, BbfEvent event, Datum *key
 
 		/* what an insert's own triggers have changed again is no insert */
 		if (event == BBF_SOURCE_INSERT && n == 1 && served->source_settle_one &&
-			bbf_keyset_collecting(job, BBF_SOURCE_UPDATE, false) == NULL)
+			!bbf_keyset_source_updated(job))
 			execute(served->source_settle_one, keys, SPI_OK_INSERT, !served->plain_update);
 		else if (event == BBF_TARGET_INSERT && removals > 0)
 			settle_keys(served, BBF_TARGET_CHANGE, keys, n);
@@ -235,7 +235,7 @@ settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
 	Oid			save_userid;
 	int			save_context;
 
-	if (set->n == 0)
+	if (set->n == 0 || set->type != column->type)
 		return;
 	bbf_keyset_sort(set, column);
 	bbf_served_become(served->owner, &save_userid, &save_context);
@@ -274,22 +274,23 @@ is_added_alone(const TriggerData *trigdata)
 
 /*
  * Collect the keys of the event, or settle them.  row_keys: what row triggers
- * have collected for a statement trigger.
+ * have collected for a statement trigger.  tried: the quickest way of a new source
+ * row, in vain.
  */
 static void
-work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, BbfEvent event)
+work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, BbfEvent event, bool tried)
 {
 	const char *name = trigdata->tg_trigger->tgargs[0];
 	BbfKeyColumn *column = bbf_event_of_source(event) ? &served->source_key : &served->target_key;
 	BbfKeySet	set = {0};
 
 	if (event == BBF_TARGET_CHANGE)
-		bbf_keyset_collecting(name, event, true)->removals++;
+		bbf_keyset_note_removal(name);
 	if (event != BBF_SOURCE_INSERT)
 		bbf_enqueue_note_change(served);
 	else if (is_added_alone(trigdata))
 	{
-		if (bbf_enqueue_row(served, trigdata->tg_trigslot))
+		if (!tried && bbf_enqueue_row(served, trigdata->tg_trigslot))
 			return;
 		if (served->enqueue == NULL)
 			event = BBF_SOURCE_UPDATE;	/* it may not even be eligible */
@@ -297,9 +298,9 @@ work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, BbfEvent
 
 	if (row_keys)
 	{
-		set = bbf_keyset_take(row_keys);
-		settle(name, served, event, &set);
-		bbf_keyset_done();
+		bbf_keyset_take(row_keys);
+		settle(name, served, event, row_keys);
+		bbf_keyset_drop(row_keys);
 		return;
 	}
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && trigdata->tg_trigger->tgnargs == 1)
@@ -325,6 +326,7 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 	BbfServed  *served;
 	BbfKeySet  *volatile row_keys = NULL;
 	bool		of_rows;		/* what row triggers have collected */
+	volatile bool tried = false;
 	BbfEvent	event;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_AFTER(trigdata->tg_event) ||
@@ -340,25 +342,28 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 
 	/* the quickest way of a new source row */
 	if (event == BBF_SOURCE_INSERT && is_added_alone(trigdata) &&
-		(served = bbf_served_peek(name, trigdata->tg_relation)) != NULL &&
-		bbf_enqueue_row(served, trigdata->tg_trigslot))
-		return PointerGetDatum(NULL);
+		(served = bbf_served_peek(name, trigdata->tg_relation)) != NULL)
+	{
+		if (bbf_enqueue_row(served, trigdata->tg_trigslot))
+			return PointerGetDatum(NULL);
+		tried = !served->stale;
+	}
 
 	/* a statement that collected nothing costs nothing */
 	if (of_rows &&
-		((row_keys = bbf_keyset_collecting(name, event, false)) == NULL || row_keys->n == 0))
+		(row_keys = bbf_keyset_collected(name, event)) == NULL)
 		return PointerGetDatum(NULL);
 
 	served = bbf_served_get(name, trigdata->tg_relation, of_source, true);
 	if (served == NULL)
 	{
 		if (row_keys)
-			row_keys->n = 0;
+			bbf_keyset_drop(row_keys);
 		return PointerGetDatum(NULL);
 	}
 	PG_TRY();
 	{
-		work_off(trigdata, served, row_keys, event);
+		work_off(trigdata, served, row_keys, event, tried);
 	}
 	PG_FINALLY();
 	{
