@@ -161,6 +161,15 @@ rights_lost(const BbfServed *served, bool locks_source)
 	return NULL;
 }
 
+/* A query for the places of the rows that keys have where the mode keeps its answer. */
+static char *
+places(const BbfServed *served, const BbfPair *pair, const char *eq)
+{
+	return MemoryContextStrdup(served->context,
+							   psprintf("SELECT x.ctid FROM ONLY %s x WHERE x.%s %s ANY ($1) ORDER BY x.ctid",
+										served->table ? served->table : pair->source_sql, pair->source_key, eq));
+}
+
 /* Read a job and prepare its statements.  An error if that can't be done. */
 static void
 build(BbfServed *served, const char *name)
@@ -206,6 +215,8 @@ build(BbfServed *served, const char *name)
 			 pair->key_collation, served->context);
 	init_key(&served->target_key, pair->target_key_att, pair->target_key_type,
 			 pair->key_collation, served->context);
+	served->places_by_source_key = places(served, pair, pair->key_op[BTEqualStrategyNumber]);
+	served->places_by_target_key = places(served, pair, pair->source_eq_target);
 	served->source_key.old_too = mode->old_source_keys;
 	served->target_key.old_too = true;
 

@@ -49,6 +49,7 @@
 #include "miscadmin.h"
 #include "served.h"
 #include "session.h"
+#include "sql.h"
 #include "utils/array.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -206,6 +207,49 @@ settle_some(const char *job, const BbfServed *served, BbfEvent event, Datum *key
 	}
 }
 
+static void
+fail_to_serialize(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access due to concurrent update")));
+}
+
+/*
+ * R8: a transaction that keeps its snapshot must see the rows that the settled keys
+ * have now, and no others.  What others have committed since may have been written,
+ * locked or found right above, and an upsert knows no such check: it would see a row
+ * twice, with the old group and the new, or one that is gone, or none.
+ */
+static void
+check_seen(const BbfServed *served, BbfEvent event, Datum *keys, int n)
+{
+	bool		of_source = bbf_event_of_source(event);
+	const BbfKeyColumn *column = of_source ? &served->source_key : &served->target_key;
+	const char *sql = of_source ? served->places_by_source_key : served->places_by_target_key;
+	Oid			types[] = {column->array_type};
+	Datum		values[] = {key_array(column, keys, n)};
+	int			nestlevel = bbf_session_pin_plan(true);
+	uint64		there = bbf_sql_run_latest(sql, 1, types, values, NULL, SPI_OK_SELECT, true);
+	SPITupleTable *now = SPI_tuptable;
+	uint64		seen = bbf_sql_run_kept(sql, 1, types, values, NULL, SPI_OK_SELECT);
+
+	if (there != seen)
+		fail_to_serialize();
+	for (uint64 i = 0; i < seen; i++)
+	{
+		bool		isnull;
+		Datum		a = SPI_getbinval(now->vals[i], now->tupdesc, 1, &isnull);
+		Datum		b = SPI_getbinval(SPI_tuptable->vals[i], now->tupdesc, 1, &isnull);
+
+		if (!ItemPointerEquals((ItemPointer) DatumGetPointer(a), (ItemPointer) DatumGetPointer(b)))
+			fail_to_serialize();
+	}
+	SPI_freetuptable(SPI_tuptable);
+	SPI_freetuptable(now);
+	bbf_session_unpin(nestlevel);
+}
+
 /* Claims on these rows may have been answered, by what is gone now: see answered.c. */
 static void
 note_answered(const char *job, const BbfKeySet *set, const BbfKeyColumn *column)
@@ -243,7 +287,13 @@ settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
 	if (event == BBF_TARGET_CHANGE)
 		note_answered(job, set, column);
 	for (int i = 0; i < set->n; i += KEYS_AT_ONCE)
-		settle_some(job, served, event, set->keys + i, Min(KEYS_AT_ONCE, set->n - i));
+	{
+		int			n = Min(KEYS_AT_ONCE, set->n - i);
+
+		settle_some(job, served, event, set->keys + i, n);
+		if (IsolationUsesXactSnapshot())
+			check_seen(served, event, set->keys + i, n);
+	}
 	SPI_finish();
 	SetUserIdAndSecContext(save_userid, save_context);
 }
@@ -413,37 +463,48 @@ bgw_backfill_target_truncated(PG_FUNCTION_ARGS)
 
 	if (served == NULL)
 		return PointerGetDatum(NULL);
+	bbf_served_release(served);
 	SPI_connect();
 	bbf_job_restart_fill(((TriggerData *) fcinfo->context)->tg_trigger->tgargs[0]);
 	SPI_finish();
 	bbf_wake_at_commit();
-	bbf_served_release(served);
 	return PointerGetDatum(NULL);
 }
 
 /*
  * On a source, AFTER TRUNCATE; argument: the job's name.  Nothing is pending any
- * more.  The source is locked against everybody, and so no batch is between.  The
- * keys are deleted: to truncate their table would wait for who reads it.
+ * more.  The source is locked against everybody, and so no batch is between, nor
+ * anybody who may add a key and does not look at the source again.  The keys are
+ * deleted: to truncate their table would wait for who reads it.  All that are there
+ * now, not those of the caller's snapshot (R8); what that still shows then, because
+ * others have changed it since, is a serialization failure.
  */
 Datum
 bgw_backfill_source_truncated(PG_FUNCTION_ARGS)
 {
 	BbfServed  *served = truncated(fcinfo, true);
+	Oid			owner;
+	char	   *table;
 	Oid			save_userid;
 	int			save_context;
 	int			nestlevel;
 
 	if (served == NULL)
 		return PointerGetDatum(NULL);
-	bbf_served_become(served->owner, &save_userid, &save_context);
+	owner = served->owner;
+	table = served->table ? pstrdup(served->table) : NULL;
+	bbf_served_release(served);
+	if (table == NULL)
+		return PointerGetDatum(NULL);
+	bbf_served_become(owner, &save_userid, &save_context);
 	nestlevel = bbf_session_pin();
 	SPI_connect();
-	if (served->table && SPI_execute(psprintf("DELETE FROM ONLY %s", served->table), false, 0) != SPI_OK_DELETE)
-		elog(ERROR, "could not empty %s", served->table);
+	(void) bbf_sql_run_latest(psprintf("DELETE FROM ONLY %s", table), 0, NULL, NULL, NULL, SPI_OK_DELETE, false);
+	if (IsolationUsesXactSnapshot() &&
+		bbf_sql_run(psprintf("SELECT FROM ONLY %s LIMIT 1", table), 0, NULL, NULL, NULL, SPI_OK_SELECT) > 0)
+		fail_to_serialize();
 	SPI_finish();
 	bbf_session_unpin(nestlevel);
 	SetUserIdAndSecContext(save_userid, save_context);
-	bbf_served_release(served);
 	return PointerGetDatum(NULL);
 }
