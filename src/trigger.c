@@ -217,6 +217,9 @@ fail_to_serialize(void)
  * have now, and no others.  What others have committed since may have been written,
  * locked or found right above, and an upsert knows no such check: it would see a row
  * twice, with the old group and the new, or one that is gone, or none.
+ *
+ * New target rows only take keys out of a table of pending keys.  One that is shown all
+ * the same is stale, which a key may be there; so they are spared that.
  */
 static void
 check_seen(const BbfServed *served, BbfEvent event, Datum *keys, int n)
@@ -288,7 +291,8 @@ settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
 		int			n = Min(KEYS_AT_ONCE, set->n - i);
 
 		settle_some(&settling, event, set->keys + i, n);
-		if (IsolationUsesXactSnapshot())
+		if (IsolationUsesXactSnapshot() &&
+			!(event == BBF_TARGET_INSERT && served->table && bbf_keyset_removals(job) == 0))
 			check_seen(served, event, set->keys + i, n);
 	}
 	SPI_finish();
