@@ -33,7 +33,9 @@ override with_llvm = no
 PG_CONFIG ?= pg_config
 PGXS := $(wildcard $(shell $(PG_CONFIG) --pgxs 2>/dev/null))
 
-ifneq ($(PGXS),)
+HEADER := $(wildcard $(shell $(PG_CONFIG) --includedir-server 2>/dev/null)/postgres.h)
+
+ifneq ($(and $(PGXS),$(HEADER)),)
 include $(PGXS)
 PROVE_FLAGS += -I test/t
 $(OBJS): $(wildcard src/*.h)
@@ -41,7 +43,7 @@ test/out:
 	mkdir $@
 else
 all install installcheck clean:
-	@echo "$(PG_CONFIG) finds no PGXS: install the PostgreSQL server headers or set PG_CONFIG" >&2
+	@echo "$(PG_CONFIG) finds no PGXS or no postgres.h: install the PostgreSQL server headers or set PG_CONFIG" >&2
 	@false
 endif
 
