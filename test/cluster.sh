@@ -32,23 +32,25 @@ server_folder()
 # place, beside its programs: they are copied to the folder, with links to the rest.
 extension_settings()
 {
-	local sharedir libdir folder
+	local sharedir libdir version
+	version=$("$pg_config" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
 	sharedir=$("$pg_config" --sharedir)
 	libdir=$("$pg_config" --pkglibdir)
 	(
 		umask 022
+		mkdir -p "$1$sharedir" "$1$libdir" "$1$bindir"
+		if [ "$version" -lt 18 ]; then
+			cp -rs "$sharedir/." "$1$sharedir"
+			cp -rs "$libdir/." "$1$libdir"
+			cp -r "$bindir/." "$1$bindir"
+		fi
 		make -s --no-print-directory -C "$(dirname "${BASH_SOURCE[0]}")/.." PG_CONFIG="$pg_config" DESTDIR="$1" install >&2
 	)
-	if [ "$("$pg_config" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')" -ge 18 ]; then
+	if [ "$version" -lt 18 ]; then
+		bindir=$1$bindir
+	else
 		echo "extension_control_path = '$1$sharedir:\$system'"
 		echo "dynamic_library_path = '$1$libdir:\$libdir'"
-	else
-		for folder in "$sharedir" "$libdir"; do
-			cp -rsn "$folder/." "$1$folder"
-		done
-		mkdir -p "$1$bindir"
-		cp -r "$bindir/." "$1$bindir"
-		bindir=$1$bindir
 	fi
 }
 
