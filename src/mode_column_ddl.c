@@ -78,7 +78,7 @@ bbf_column_check(const BbfJob *job, Relation source, Relation target)
 	if (bbf_expr_runs_users_code(job->pending_where, RelationGetRelid(source)))
 		ereport(WARNING,
 				(errmsg("pending_where calls functions, or uses types, that are not the server's own"),
-				 errdetail("It becomes the condition of an index, which the server evaluates as whoever writes table \"%s\".",
+				 errdetail("It becomes the condition of an index, which the server evaluates as whoever reads or writes table \"%s\".",
 						   RelationGetRelationName(source)),
 				 errhint("In mode \"sidecar\" it is evaluated as the owner of the table alone.")));
 	if (!bbf_column_flag_attribute(job, RelationGetRelid(source), &att))
