@@ -23,6 +23,7 @@
 #include "identity.h"
 #include "mode.h"
 #include "names.h"
+#include "readers.h"
 #include "shape.h"
 #include "sql.h"
 #include "usercontext.h"
@@ -289,6 +290,8 @@ bbf_check_job(BbfJob *job)
 	check_indexed(job, source, pair);
 	mode->check(job, source, target);
 	check_trigger_names(mode->triggers(job, pair));
+	if (mode->sync_readers)
+		bbf_readers_tell(job, pair);
 	bbf_usercontext_end(&before);
 	check_flag_is_free(job);
 

@@ -200,7 +200,7 @@ static bool
 call_next(Handoff *handoff)
 {
 	BbfJob	   *job = bbf_job_begin(handoff->job_name);
-	BbfHandout	handout = {.job = job, .max_rows = 1};
+	BbfHandout	handout = {.job = job, .claimed_by = GetUserId(), .max_rows = 1};
 
 	if (job == NULL)
 		return false;
@@ -264,7 +264,7 @@ record_failure(const Handoff *handoff, const ErrorData *edata)
 			(errmsg("job \"%s\": %s", job->name, message),
 			 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
 			 edata->context ? errcontext_msg("%s", edata->context) : 0));
-	values[2] = CStringGetTextDatum(message);
+	values[2] = CStringGetTextDatum(bbf_job_cut_error(message));
 	bbf_sql_catalog(psprintf("SELECT failures FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
 							 handoff->group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
 					2, types, values, nulls, SPI_OK_SELECT);

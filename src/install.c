@@ -305,6 +305,8 @@ bbf_install_check(BbfJob *job)
 		missing = mode->strange(job, pair);
 	if (missing == NULL && job->successor_of == NULL && !OidIsValid(find_view(job, pair)))
 		missing = psprintf("view \"%s\"", bbf_job_object(job, "pending"));
+	if (missing == NULL && mode->sync_readers)
+		mode->sync_readers(job, pair);
 	if (missing == NULL)
 		return true;
 
