@@ -112,7 +112,7 @@ find_kept(const char *sql, int nargs, Oid *types)
  * the planner evaluates, must not push out the plan that fires it.  options: as
  * SPI_prepare_cursor() takes them.
  */
-static SPIPlanPtr
+static pg_noinline SPIPlanPtr
 kept_plan(const char *sql, int nargs, Oid *types, int options)
 {
 	SPIPlanPtr	plan = find_kept(sql, nargs, types);
