@@ -27,6 +27,8 @@
 	for (cell1 = list_head(list1), cell2 = list_head(list2); \
 		 cell1 != NULL && cell2 != NULL; \
 		 cell1 = lnext(list1, cell1), cell2 = lnext(list2, cell2))
+#define dlist_foreach(iter, list) \
+	for (iter.cur = (list)->head.next; iter.cur != &(list)->head; iter.cur = iter.cur->next)
 
 #define PG_MODULE_MAGIC extern int pg_module_magic
 #define PG_FUNCTION_ARGS FunctionCallInfo fcinfo

@@ -1,6 +1,6 @@
 # Every pair of those who lock or write flags, in every order of their steps, compared with the truth: two
 # transactions of the application, at each isolation level, and the worker with one. The sessions and the comparison
-# are in interleavings.sql; here is who meets whom.
+# are in interleavings.sql; here is who meets whom. (The worker has no action of kind 'source update' to meet.)
 use strict;
 use warnings;
 use File::Basename qw(dirname);
@@ -10,7 +10,7 @@ use Test::More;
 
 my @kinds = (
 	'target insert', 'target delete', 'target key update', 'target match update',
-	'source insert', 'source key update', 'source delete', 'two statements');
+	'source insert', 'source update', 'source key update', 'source delete', 'two statements');
 my @levels = ('read committed', 'repeatable read', 'serializable');
 
 my $node = PostgreSQL::Test::Cluster->new('interleavings');
@@ -19,6 +19,7 @@ $node->append_conf('postgresql.conf', <<'CONF');
 shared_preload_libraries = 'bgw_backfill'
 bgw_backfill.retry_delay = 10ms
 log_min_messages = warning
+max_prepared_transactions = 10
 CONF
 $node->start;
 

@@ -19,8 +19,11 @@ my $rows = 5000;
 my %expected = map { $_ => 1 } qw(40001 40P01 23503 23505);
 my %follows = map { $_ => 1 } qw(25P02 3B001);
 
-# With a foreign key or without, with several target rows for a key or one: the seed says.
+# With a foreign key or without, with several target rows for a key or one: the seed says. What the foreign key does to
+# target rows differs from mode to mode.
 my $foreign_key = $seed % 2 == 0;
+my @actions = ('NOT NULL REFERENCES events ON DELETE CASCADE ON UPDATE CASCADE', 'REFERENCES events ON DELETE SET NULL ON UPDATE SET NULL',
+	'REFERENCES events ON DELETE CASCADE ON UPDATE SET NULL');
 my $unique = int($seed / 2) % 2 == 0 ? 'event_id, model' : 'event_id';
 
 my $lacking = 'eligible AND NOT matched AND NOT EXISTS
@@ -65,6 +68,23 @@ sub embed
 	return 'INSERT INTO embeddings SELECT id, ' . model() . " FROM events WHERE $_[0] ORDER BY $order ON CONFLICT DO NOTHING";
 }
 sub new_events { return join(', ', map { "($_, " . org() . ', ' . body() . ')' } @_); }
+sub new_or_changed_events
+{
+	return 'INSERT INTO events VALUES ' . new_events(some_keys()) . ' ON CONFLICT (id) DO UPDATE SET org = excluded.org, body = excluded.body';
+}
+sub merge
+{
+	my ($table, $key, $value, $new, @keys) = @_;
+	my $rows = join(', ', map { "(${_}::bigint, " . $new->() . ')' } @keys);
+	my $when = one_of('', " WHEN MATCHED AND t.$value = " . $new->() . ' THEN DELETE');
+	return "MERGE INTO $table t USING (VALUES $rows) v (k, x) ON t.$key = v.k$when WHEN MATCHED THEN UPDATE SET $value = v.x
+		WHEN NOT MATCHED THEN INSERT ($key, $value) VALUES (v.k, v.x)";
+}
+sub copy
+{
+	my $lines = join('\n', map { "$_," . one_of(qw(small large draft)) } some_keys());
+	return "COPY embeddings FROM PROGRAM 'printf \"$lines\n\"' (FORMAT csv)";
+}
 sub new_embeddings { return join(', ', map { "($_, " . model() . ')' } @_); }
 
 # What a writer may do in one statement, and how often it does it.
@@ -89,6 +109,11 @@ my @statements = (
 		INSERT INTO embeddings SELECT id, ' . model() . ' FROM e' } ],
 	[ 2, sub { 'WITH m AS (DELETE FROM embeddings WHERE ' . among('event_id') . ' RETURNING event_id)
 		UPDATE events SET body = ' . body() . ' FROM m WHERE id = event_id' } ],
+	[ 3, sub { new_or_changed_events() } ],
+	[ 3, sub { merge('embeddings', 'event_id', 'model', \&model, some_keys()) } ],
+	[ 2, sub { merge('events', 'id', 'body', \&body, some_keys()) } ],
+	[ 2, sub { copy() } ],
+	[ 1, sub { 'SELECT doubles()' } ],
 	[ 3, sub { 'SELECT pg_sleep(0.003)' } ]);
 my $weights = sum(map { $_->[0] } @statements);
 
@@ -124,6 +149,21 @@ sub script
 	return $file;
 }
 
+# The end of a transaction; now and then it is prepared first.
+sub ending
+{
+	my ($me) = @_;
+
+	return 'COMMIT;' if rand() < 0.9;
+	return ("PREPARE TRANSACTION 'writer $me';", one_of('COMMIT', 'COMMIT', 'ROLLBACK') . " PREPARED 'writer $me';");
+}
+
+sub truncation
+{
+	return 'TRUNCATE embeddings;' if rand() < 0.5;
+	return ('BEGIN ISOLATION LEVEL REPEATABLE READ;', 'SELECT pg_sleep(0.003);', 'TRUNCATE embeddings;', 'COMMIT;');
+}
+
 sub writer_script
 {
 	my ($node, $me) = @_;
@@ -134,10 +174,10 @@ sub writer_script
 		my @lines = statements();
 		if (@lines > 1 || rand() < 0.5)
 		{
-			unshift @lines, 'BEGIN' . (rand() < 0.2 ? ' ISOLATION LEVEL REPEATABLE READ;' : ';');
-			push @lines, rand() < 0.1 ? 'ROLLBACK;' : 'COMMIT;';
+			unshift @lines, 'BEGIN' . (rand() < 0.3 ? ' ISOLATION LEVEL REPEATABLE READ;' : ';');
+			push @lines, rand() < 0.9 ? ending($me) : 'ROLLBACK;';
 		}
-		@lines = ('TRUNCATE embeddings;') if $me == 1 && rand() < 0.003;
+		@lines = truncation() if $me == 1 && rand() < 0.003;
 		push @parts, join("\n", @lines, '');
 	}
 	return script($node, "writer_$me", @parts);
@@ -147,16 +187,21 @@ sub writer_script
 sub read_output
 {
 	my ($text) = @_;
-	my ($changed, %count, @unexpected, @kept, $open, $failed) = (0);
+	my ($changed, %count, @unexpected, @kept, $open, $failed, $prepared) = (0);
 
 	foreach my $line (split /\n/, $text)
 	{
-		if ($line =~ /^(?:INSERT 0|UPDATE|DELETE) (\d+)$/) { $open ? $kept[-1] += $1 : ($changed += $1); }
+		if ($line =~ /^(?:INSERT 0|UPDATE|DELETE|MERGE|COPY) (\d+)$/) { $open ? $kept[-1] += $1 : ($changed += $1); }
 		elsif ($line eq 'BEGIN') { ($open, $failed, @kept) = (1, 0, 0); }
 		elsif ($line eq 'SAVEPOINT') { push @kept, 0; }
 		elsif ($line eq 'RELEASE') { my $n = pop @kept; $kept[-1] += $n; }
 		elsif ($line eq 'undone') { pop @kept if @kept > 1; }
 		elsif ($line eq 'COMMIT') { $changed += $_ foreach @kept; $open = 0; $count{committed}++; }
+		elsif ($line eq 'PREPARE TRANSACTION') { ($prepared, $open) = (sum(@kept), 0); }
+		elsif ($line eq 'COMMIT PREPARED') { $changed += $prepared; $prepared = undef; $count{prepared}++; }
+		elsif ($line eq 'ROLLBACK PREPARED') { $prepared = undef; $count{prepared}++; }
+		# it could not be prepared
+		elsif ($line =~ /ERROR:  42704$/ && !defined $prepared) { $open = 0; }
 		elsif ($line eq 'TRUNCATE TABLE') { $count{truncated}++; }
 		elsif ($line =~ /ERROR:  (\w{5})$/ && ($expected{$1} || ($failed && $follows{$1})))
 		{
@@ -220,12 +265,13 @@ sub weather
 
 sub storm
 {
-	my ($mode) = @_;
+	my ($mode, $n) = @_;
 	my $rule = $rules{$mode};
+	my $action = $actions[ (int($seed / 4) + $n) % @actions ];
 	my $node = new_node($mode, extension => 0,
 		conf => "bgw_backfill.batch_size = 100\nbgw_backfill.batch_sleep = 5ms\nbgw_backfill.scan_interval = 1s\n"
-		  . "deadlock_timeout = 200ms\nbgw_backfill.retry_delay = 10ms\nautovacuum = on\nautovacuum_naptime = 1s");
-	my $key = 'bigint NOT NULL' . ($foreign_key ? ' REFERENCES events ON DELETE CASCADE' : '');
+		  . "deadlock_timeout = 200ms\nbgw_backfill.retry_delay = 10ms\nautovacuum = on\nautovacuum_naptime = 1s\nmax_prepared_transactions = 10");
+	my $key = 'bigint ' . ($foreign_key ? $action : 'NOT NULL');
 	my %variables = (key => $key, unique => $unique, rows => $rows, wrong => $rule->{wrong}, trap => $rule->{append_only} // 0);
 
 	sql($node, 'CREATE EXTENSION bgw_backfill');
@@ -233,6 +279,7 @@ sub storm
 			(map { ('-v', "$_=$variables{$_}") } sort keys %variables), '-f', dirname(__FILE__) . '/storm.sql' ]);
 	history_begin($node);
 
+	note("$mode: event_id $key");
 	srand($seed);
 	my @psql = map { start_psql($node, writer_script($node, $_), 'writer') } 1 .. $writers;
 	# the lock first: a snapshot from before a TRUNCATE shows an empty table
@@ -298,5 +345,5 @@ sub storm
 
 diag("seed $seed (SEED=$seed repeats what the writers do)");
 note('foreign key: ' . ($foreign_key ? 'yes' : 'no') . ", unique ($unique)");
-storm($_) foreach @modes;
+storm($modes[$_], $_) foreach 0 .. $#modes;
 done_testing();

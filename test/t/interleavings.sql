@@ -1,5 +1,5 @@
 -- For 020_interleavings.pl: runs two transactions, or one and the worker, in every order of their steps, and
--- compares the flags with the truth. The sessions are dblink's; what is asked of them is sent without waiting.
+-- compares the flags, or the table of pending keys, with the truth. The sessions are dblink's; what is asked of them is sent without waiting.
 
 CREATE EXTENSION bgw_backfill;
 CREATE EXTENSION dblink;
@@ -40,14 +40,40 @@ BEGIN
 	RETURN NEW;
 END $$;
 
--- One pair of tables for each way in which they may depend on each other.
+-- A user's trigger that nests statements of the same table in a statement, and undoes them.
+CREATE FUNCTION il.nest() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF current_setting('il.pause', true) <> '' AND pg_trigger_depth() = 1 THEN
+		BEGIN
+			IF TG_TABLE_NAME = 'target' THEN
+				UPDATE target SET sid = sid WHERE false;
+				UPDATE target SET ok = NOT ok WHERE tid = NEW.tid;
+			ELSIF current_schema() = 'sidecar' THEN
+				UPDATE source SET body = body WHERE false;
+				UPDATE source SET org = 'nested', body = '' WHERE id = NEW.id;
+			ELSE
+				UPDATE source SET id = id WHERE false;
+				UPDATE source SET id = id + 100 WHERE id = NEW.id;
+			END IF;
+			RAISE 'undone';
+		EXCEPTION WHEN raise_exception THEN
+			NULL;
+		END;
+	END IF;
+	RETURN NULL;
+END $$;
+
+-- One pair of tables for each way in which they may depend on each other, or where the answer is kept. In cascade and
+-- sidecar, triggers of the user's nest statements.
 CREATE TABLE il.variant (name text PRIMARY KEY, key_type text, foreign_key boolean, one_row boolean, match_where text);
 INSERT INTO il.variant VALUES
 	('fk', 'integer NOT NULL REFERENCES source', true, false, 'il.gate(ok)'),
 	('cascade', 'integer NOT NULL REFERENCES source ON UPDATE CASCADE ON DELETE CASCADE', true, false, 'il.gate(ok)'),
+	('set_null', 'integer REFERENCES source ON UPDATE SET NULL ON DELETE SET NULL', true, false, 'il.gate(ok)'),
 	('nofk', 'integer NOT NULL', false, false, 'il.gate(ok)'),
 	('one_row', 'integer NOT NULL UNIQUE', false, true, 'il.gate(ok)'),
-	('plain', 'integer NOT NULL REFERENCES source', true, false, NULL);
+	('plain', 'integer NOT NULL REFERENCES source', true, false, NULL),
+	('sidecar', 'integer NOT NULL REFERENCES source ON UPDATE CASCADE ON DELETE CASCADE', true, false, NULL);
 
 DO $$
 DECLARE
@@ -58,17 +84,29 @@ BEGIN
 		PERFORM set_config('search_path', v.name, true);
 		SET LOCAL ROLE pair_owner;
 		CREATE TABLE source (id integer PRIMARY KEY);
+		IF v.name = 'sidecar' THEN
+			ALTER TABLE source ADD org text, ADD body text DEFAULT 'text';
+		END IF;
 		EXECUTE format('CREATE TABLE target (tid integer PRIMARY KEY, sid %s, ok boolean NOT NULL)', v.key_type);
 		CREATE INDEX ON target (sid);
 		CREATE TRIGGER a_pause AFTER INSERT OR UPDATE OR DELETE ON source FOR EACH ROW EXECUTE FUNCTION il.pause();
 		CREATE TRIGGER a_pause AFTER INSERT OR UPDATE OR DELETE ON target FOR EACH ROW EXECUTE FUNCTION il.pause();
-		IF v.match_where IS NULL THEN
+		IF v.name IN ('cascade', 'sidecar') THEN
+			CREATE TRIGGER z_nest AFTER INSERT OR UPDATE ON target FOR EACH ROW EXECUTE FUNCTION il.nest();
+			CREATE TRIGGER z_nest AFTER UPDATE ON source FOR EACH ROW EXECUTE FUNCTION il.nest();
+		END IF;
+		IF v.name = 'plain' THEN
 			CREATE TRIGGER a_stop BEFORE UPDATE ON source FOR EACH ROW EXECUTE FUNCTION il.stop_write();
 		END IF;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON source, target TO writer;
 		EXECUTE format('GRANT USAGE ON SCHEMA %I TO writer', v.name);
-		PERFORM bgw_backfill.track('source', 'target', job => v.name, match_where => v.match_where,
-			source_key => 'id', target_key => 'sid', flag_column => 'flag');
+		IF v.name = 'sidecar' THEN
+			PERFORM bgw_backfill.track('source', 'target', job => v.name, mode => 'sidecar', target_key => 'sid',
+				pending_where => $p$body <> ''$p$, group_by => 'org');
+		ELSE
+			PERFORM bgw_backfill.track('source', 'target', job => v.name, match_where => v.match_where,
+				source_key => 'id', target_key => 'sid', flag_column => 'flag');
+		END IF;
 		PERFORM bgw_backfill.configure(v.name, 'scan_interval', '1h');
 		PERFORM bgw_backfill.configure(v.name, 'lock_timeout', '5ms');
 		PERFORM bgw_backfill.configure(v.name, 'batch_sleep', '0');
@@ -77,26 +115,46 @@ BEGIN
 END $$;
 CALL bgw_backfill.wait('fk');
 CALL bgw_backfill.wait('cascade');
+CALL bgw_backfill.wait('set_null');
 CALL bgw_backfill.wait('nofk');
 CALL bgw_backfill.wait('one_row');
 CALL bgw_backfill.wait('plain');
+CALL bgw_backfill.wait('sidecar');
+
+-- For each source row: does the job count it as done, and is it? And the pending keys of no row.
+DO $$
+DECLARE
+	v il.variant;
+BEGIN
+	FOR v IN SELECT * FROM il.variant LOOP
+		PERFORM set_config('search_path', v.name, true);
+		IF v.name = 'sidecar' THEN
+			CREATE VIEW answer AS SELECT id, NOT EXISTS (SELECT FROM sidecar_pending p WHERE p.id = s.id AND p.org IS NOT DISTINCT FROM s.org) AS done,
+				body = '' OR EXISTS (SELECT FROM target WHERE sid = id) AS true_done FROM source s;
+			CREATE VIEW orphan AS SELECT id FROM sidecar_pending p WHERE NOT EXISTS (SELECT FROM source s WHERE s.id = p.id);
+		ELSE
+			CREATE VIEW answer AS SELECT id, flag AS done, EXISTS (SELECT FROM target WHERE sid = id AND (ok OR current_schema() = 'plain')) AS true_done FROM source;
+			CREATE VIEW orphan AS SELECT 1 AS id WHERE false;
+		END IF;
+	END LOOP;
+END $$;
 
 -- What a transaction may do; {n} is a number that the other one does not use.
 CREATE TABLE il.action (kind text, variants text, keys integer[], steps text[]);
 INSERT INTO il.action VALUES
-	('target insert', 'fk plain cascade nofk one_row', '{1}', '{"INSERT INTO target VALUES ({n}, 1, true)"}'),
-	('target insert', 'fk plain nofk', '{2}', '{"INSERT INTO target VALUES ({n}, 2, true)"}'),
+	('target insert', 'fk plain cascade nofk one_row sidecar', '{1}', '{"INSERT INTO target VALUES ({n}, 1, true)"}'),
+	('target insert', 'fk plain nofk set_null', '{2}', '{"INSERT INTO target VALUES ({n}, 2, true)"}'),
 	('target insert', 'fk nofk', '{3}', '{"INSERT INTO target VALUES ({n}, 3, true)"}'),
 	('target insert', 'fk nofk', '{4}', '{"INSERT INTO target VALUES ({n}, 4, false)"}'),
 	('target insert', 'nofk', '{12}', '{"INSERT INTO target VALUES ({n}, 12, true)"}'),
 	('target insert', 'fk nofk one_row', '{13}', '{"INSERT INTO target VALUES ({n}, 13, true)"}'),
 	('target insert', 'fk plain nofk', '{1,2,4}', '{"INSERT INTO target VALUES ({n}, 4, true), (1{n}, 2, true), (2{n}, 1, true)"}'),
-	('target delete', 'fk plain cascade nofk one_row', '{2}', '{"DELETE FROM target WHERE tid = 21"}'),
-	('target delete', 'fk plain cascade nofk', '{4}', '{"DELETE FROM target WHERE tid = 41"}'),
+	('target delete', 'fk plain cascade nofk one_row set_null sidecar', '{2}', '{"DELETE FROM target WHERE tid = 21"}'),
+	('target delete', 'fk plain cascade nofk sidecar', '{4}', '{"DELETE FROM target WHERE tid = 41"}'),
 	('target delete', 'fk cascade nofk', '{4}', '{"DELETE FROM target WHERE tid = 42"}'),
 	('target delete', 'nofk one_row', '{11}', '{"DELETE FROM target WHERE tid = 111"}'),
 	('target delete', 'fk plain nofk', '{2,4}', '{"DELETE FROM target WHERE sid IN (2, 4)"}'),
-	('target key update', 'fk plain cascade nofk one_row', '{1,2}', '{"UPDATE target SET sid = 1 WHERE tid = 21"}'),
+	('target key update', 'fk plain cascade nofk one_row set_null sidecar', '{1,2}', '{"UPDATE target SET sid = 1 WHERE tid = 21"}'),
 	('target key update', 'fk plain nofk', '{1,4}', '{"UPDATE target SET sid = 1 WHERE tid = 41"}'),
 	('target key update', 'fk nofk', '{3,4}', '{"UPDATE target SET sid = CASE sid WHEN 3 THEN 4 ELSE 3 END WHERE sid IN (3, 4)"}'),
 	('target key update', 'nofk one_row', '{1,11}', '{"UPDATE target SET sid = 1 WHERE tid = 111"}'),
@@ -113,14 +171,24 @@ INSERT INTO il.action VALUES
 	('source key update', 'nofk one_row', '{1,11}', '{"UPDATE source SET id = 11 WHERE id = 1"}'),
 	('source key update', 'nofk one_row', '{2,12}', '{"UPDATE source SET id = 12 WHERE id = 2"}'),
 	('source key update', 'fk cascade nofk one_row', '{1,13}', '{"UPDATE source SET id = 13 WHERE id = 1"}'),
-	('source key update', 'cascade nofk one_row', '{2,13}', '{"UPDATE source SET id = 13 WHERE id = 2"}'),
-	('source delete', 'fk cascade nofk', '{1}', '{"DELETE FROM source WHERE id = 1"}'),
-	('source delete', 'fk plain cascade nofk', '{2}', '{"DELETE FROM source WHERE id = 2"}'),
+	('source key update', 'cascade nofk one_row set_null sidecar', '{2,13}', '{"UPDATE source SET id = 13 WHERE id = 2"}'),
+	('source delete', 'fk cascade nofk sidecar', '{1}', '{"DELETE FROM source WHERE id = 1"}'),
+	('source delete', 'fk plain cascade nofk set_null sidecar', '{2}', '{"DELETE FROM source WHERE id = 2"}'),
 	('two statements', 'fk plain nofk', '{1,2}', '{"INSERT INTO target VALUES ({n}, 1, true)","DELETE FROM target WHERE tid = 21"}'),
 	('two statements', 'fk plain nofk', '{1,2}', '{"DELETE FROM target WHERE tid = 21","INSERT INTO target VALUES ({n}, 1, true)"}'),
 	('two statements', 'nofk', '{2,3}', '{"UPDATE target SET ok = true WHERE tid = 31","UPDATE target SET ok = false WHERE tid = 21"}'),
 	('two statements', 'fk plain nofk', '{13}', '{"INSERT INTO source VALUES (13)","INSERT INTO target VALUES ({n}, 13, true)"}'),
-	('two statements', 'nofk', '{13}', '{"INSERT INTO target VALUES ({n}, 13, true)","INSERT INTO source VALUES (13)"}');
+	('two statements', 'nofk', '{13}', '{"INSERT INTO target VALUES ({n}, 13, true)","INSERT INTO source VALUES (13)"}'),
+	('target key update', 'set_null', '{2}', '{"UPDATE target SET sid = NULL WHERE tid = 21"}'),
+	('target insert', 'fk sidecar', '{1,2}', ARRAY['COPY target FROM PROGRAM ''printf "{n},2,t\\n1{n},1,t\\n"'' (FORMAT csv)']),
+	('source update', 'sidecar', '{1}', '{"UPDATE source SET org = ''b'' WHERE id = 1"}'),
+	('source update', 'sidecar', '{1,2}', '{"UPDATE source SET org = ''c'', body = ''{n}'' WHERE id IN (1, 2)"}'),
+	('source update', 'sidecar', '{2}', '{"UPDATE source SET body = '''' WHERE id = 2"}'),
+	-- one, but with triggers for several events
+	('two statements', 'fk sidecar', '{1,3}', '{"INSERT INTO target VALUES ({n}, 1, true), (31, 1, true) ON CONFLICT (tid) DO UPDATE SET sid = excluded.sid, ok = true"}'),
+	('two statements', 'fk sidecar', '{1,2,4}', ARRAY['MERGE INTO target t USING (VALUES (21, 1), (41, NULL), ({n}, 2)) v (tid, sid) ON t.tid = v.tid
+		WHEN MATCHED AND v.sid IS NULL THEN DELETE WHEN MATCHED THEN UPDATE SET sid = v.sid WHEN NOT MATCHED AND v.sid > 0 THEN INSERT VALUES (v.tid, v.sid, true)']);
+GRANT pg_execute_server_program TO writer;
 
 -- A session: what it has to do, how far it is, and what became of it. lock: what it pauses at, if held by us.
 CREATE TYPE il.session AS (conn text, lock integer, held boolean, pid integer, steps text[], done integer, busy boolean, error text);
@@ -147,17 +215,20 @@ CREATE PROCEDURE il.reset(v il.variant) LANGUAGE plpgsql AS $$
 BEGIN
 	DELETE FROM target;
 	DELETE FROM source;
-	INSERT INTO source SELECT * FROM generate_series(1, 6);
+	INSERT INTO source (id) SELECT * FROM generate_series(1, 6);
 	INSERT INTO target SELECT * FROM (VALUES (21, 2, true), (31, 3, false), (41, 4, true), (42, 4, true), (61, 6, true),
 		(111, 11, true), (121, 12, false)) r (tid, sid, ok)
 	WHERE NOT (v.one_row AND tid = 42) AND NOT (v.foreign_key AND tid > 100);
 END $$;
 
--- The keys whose flag is wrong that way.
+-- The keys whose answer is wrong that way.
 CREATE FUNCTION il.wrong(what boolean) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
-	RETURN (SELECT string_agg(s.id::text, ',' ORDER BY s.id) FROM source s
-		WHERE s.flag = what AND s.flag <> EXISTS (SELECT FROM target t WHERE t.sid = s.id AND (t.ok OR current_schema() = 'plain')));
+	RETURN (SELECT string_agg(id::text, ',' ORDER BY id) FROM answer WHERE done = what AND done <> true_done);
+END $$;
+CREATE FUNCTION il.orphans() RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN (SELECT string_agg(id::text, ',' ORDER BY id) FROM orphan);
 END $$;
 
 -- What has become of a session's statement: it waits for somebody, has come to its pause, is done, or has failed with
@@ -263,7 +334,8 @@ BEGIN
 	ELSIF cut AND cardinality(s.steps) = 1 THEN
 		s.steps := s.steps || '...'::text;
 	END IF;
-	s.steps := s.steps || CASE ending WHEN 'C' THEN 'COMMIT' ELSE 'ROLLBACK' END;
+	s.steps := s.steps || CASE ending WHEN 'C' THEN '{COMMIT}'
+		WHEN 'P' THEN ARRAY[format('PREPARE TRANSACTION %L', s.conn), format('COMMIT PREPARED %L', s.conn)] ELSE '{ROLLBACK}' END;
 	s.done := 0;
 	s.busy := false;
 	RETURN s;
@@ -340,11 +412,11 @@ BEGIN
 	END LOOP;
 
 	problem := concat_ws(', ', il.check_error(a, isolation, deadlock_allowed), il.check_error(b, isolation, deadlock_allowed),
-		'wrong true: ' || il.wrong(true));
+		'wrong true: ' || il.wrong(true), 'orphans: ' || il.orphans());
 	IF il.wrong(false) IS NOT NULL THEN
-		-- allowed where overlapping transactions bring together a source row and a match of it
-		IF v.foreign_key OR ord ~ '^(A+B+|B+A+)$' OR
-			NOT (a.steps::text ~ 'source' AND b.steps::text ~ 'target' OR a.steps::text ~ 'target' AND b.steps::text ~ 'source')
+		-- allowed where overlapping transactions bring together a source row and a match of it; a sidecar may have a stale key
+		IF ord ~ '^(A+B+|B+A+)$' OR v.name <> 'sidecar' AND (v.foreign_key OR
+			NOT (a.steps::text ~ 'source' AND b.steps::text ~ 'target' OR a.steps::text ~ 'target' AND b.steps::text ~ 'source'))
 		THEN
 			problem := concat_ws(', ', problem, 'wrong false: ' || il.wrong(false));
 		ELSE
@@ -373,7 +445,7 @@ BEGIN
 	COMMIT;
 END $$;
 
--- All orders of two actions, at read committed also with a rollback of one. Above that, both snapshots come first: one
+-- All orders of two actions, at read committed also with a rollback of one, or a transaction that is prepared. Above that, both snapshots come first: one
 -- that is taken later, but before the other's commit, shows the same; one after it is the serial order.
 CREATE PROCEDURE il.run_actions(v il.variant, kinds text, isolation text, a_action il.action, b_action il.action, INOUT swept boolean) LANGUAGE plpgsql AS $$
 DECLARE
@@ -384,7 +456,8 @@ DECLARE
 	a il.session;
 	b il.session;
 BEGIN
-	FOREACH ending IN ARRAY CASE isolation WHEN 'read committed' THEN '{CC,CR,RC}' ELSE '{CC}' END::text[] LOOP
+	FOREACH ending IN ARRAY CASE WHEN isolation <> 'read committed' THEN '{CC}' WHEN v.name IN ('set_null', 'sidecar') THEN '{CC,PC,CR}'
+		ELSE '{CC,CR,RC}' END::text[] LOOP
 		a := il.ready('A', a_action, isolation, ending = 'CC', left(ending, 1));
 		b := il.ready('B', b_action, isolation, ending = 'CC', right(ending, 1));
 		FOR ord IN SELECT o FROM il.orders(cardinality(a.steps), cardinality(b.steps)) o
