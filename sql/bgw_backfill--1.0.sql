@@ -157,7 +157,7 @@ COMMENT ON SEQUENCE bgw_backfill.claim_token IS 'a token for each claim; a later
 CREATE TABLE bgw_backfill.claim (
 	token			bigint PRIMARY KEY,
 	job				text COLLATE "C" NOT NULL,
-	claimed_by		text NOT NULL,
+	claimed_by		oid NOT NULL,
 	claimed_at		timestamptz NOT NULL DEFAULT clock_timestamp(),
 	expires_at		timestamptz NOT NULL,
 	granted			integer NOT NULL,
@@ -170,6 +170,7 @@ CREATE TABLE bgw_backfill.claim (
 CREATE INDEX claim_open ON bgw_backfill.claim (job) WHERE keys <> '{}';
 CREATE INDEX claim_job ON bgw_backfill.claim (job, token);
 COMMENT ON TABLE bgw_backfill.claim IS 'what has been handed out under one token; emptied when all of it is answered';
+COMMENT ON COLUMN bgw_backfill.claim.claimed_by IS 'the role whose token it is, or a member''s of it, or the owner''s of the tables';
 COMMENT ON COLUMN bgw_backfill.claim.granted IS 'how many keys it began with';
 COMMENT ON COLUMN bgw_backfill.claim.keys IS 'what was not seen answered yet, as text; group_keys and attempts go with it';
 COMMENT ON COLUMN bgw_backfill.claim.last_group IS 'the group that had the last turn; the next claim goes on after it';

@@ -19,6 +19,7 @@
 
 #include "attempt.h"
 #include "catalog/pg_type.h"
+#include "job.h"
 #include "sql.h"
 #include "throttle.h"
 #include "utils/array.h"
@@ -98,7 +99,7 @@ came_back(const char *job, const BbfLeased *rows, int n, const int32 *attempts, 
 	values[2] = bbf_lease_text_array(groups, n);
 	values[3] = PointerGetDatum(construct_array(counts, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
 	values[4] = PointerGetDatum(construct_array(seconds, n, FLOAT8OID, sizeof(float8), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	values[5] = error ? CStringGetTextDatum(error) : (Datum) 0;
+	values[5] = error ? CStringGetTextDatum(bbf_job_cut_error(error)) : (Datum) 0;
 	values[6] = Int32GetDatum(max_attempts);
 	bbf_sql_catalog_kept("INSERT INTO bgw_backfill.attempt AS a"
 					" (job, key, group_key, attempts, next_at, quarantined_at, last_error, last_error_at)"

@@ -9,7 +9,8 @@
  * answered.
  *
  * Who may: whoever may read the source and insert into the target, which is what
- * he needs to do the work; requeue is the owner's.
+ * he needs to do the work; what becomes of a claim is for who made it to say; requeue
+ * is the owner's.
  */
 #include "postgres.h"
 
@@ -160,6 +161,7 @@ bgw_backfill_claim(PG_FUNCTION_ARGS)
 
 	bbf_api_refuse_in_recovery("claim");
 	refuse_nulls(fcinfo, 3, "job, max_rows and lease");
+	handout.claimed_by = GetUserId();
 	handout.max_rows = PG_GETARG_INT32(1);
 	if (handout.max_rows < 1)
 		ereport(ERROR,
@@ -223,6 +225,22 @@ keys_argument(const BbfPair *pair, ArrayType *array, Datum **keys, int *n)
 	return result;
 }
 
+/*
+ * A token is its claimer's, and the owner's of the tables: theirs who have the rights
+ * of either.
+ */
+static void
+check_token(const BbfJob *job, const BbfClaim *claim, Oid caller)
+{
+	if (has_privs_of_role(caller, claim->claimed_by) || has_privs_of_role(caller, bbf_pair_owner(bbf_job_source(job))))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for token " INT64_FORMAT " of job \"%s\"", claim->token, job->name),
+			 errdetail("It was given to another role."),
+			 errhint("Use the token that claim() gave you. The claimer's role, its members and the owner of the tables can use it.")));
+}
+
 BBF_NORETURN static void
 out_of_date(const BbfJob *job, int64 token, const char *key)
 {
@@ -274,7 +292,7 @@ find_held(const BbfPair *pair, const HeldRow *held, int n, Datum key)
  * success looks.  Otherwise the whole call is refused.
  */
 static BbfClaim *
-meant(const BbfJob *job, const BbfPair *pair, int64 token, ArrayType *array, bool **rows)
+meant(const BbfJob *job, const BbfPair *pair, int64 token, Oid caller, ArrayType *array, bool **rows)
 {
 	BbfClaim   *claim = bbf_lease_lock_claim(job->name, token, false);
 	int			n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
@@ -288,6 +306,7 @@ meant(const BbfJob *job, const BbfPair *pair, int64 token, ArrayType *array, boo
 
 	if (claim == NULL)
 		out_of_date(job, token, NULL);
+	check_token(job, claim, caller);
 	if (n > claim->granted)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -347,7 +366,7 @@ give_back(FunctionCallInfo fcinfo, const char *function, bool failed)
 	pair = bbf_pair_load(job);
 	bbf_usercontext_begin(pair->owner, true, &before);
 	bbf_session_pin_keys();
-	claim = meant(job, pair, PG_GETARG_INT64(2), PG_GETARG_ARRAYTYPE_P(1), &keep);
+	claim = meant(job, pair, PG_GETARG_INT64(2), before.userid, PG_GETARG_ARRAYTYPE_P(1), &keep);
 	rows = palloc(sizeof(BbfLeased) * Max(claim->n, 1));
 	keys = palloc(sizeof(Datum) * Max(claim->n, 1));
 	for (int i = 0; i < claim->n; i++)
@@ -409,6 +428,7 @@ bgw_backfill_extend(PG_FUNCTION_ARGS)
 	claim = bbf_lease_lock_claim(job->name, PG_GETARG_INT64(1), false);
 	if (claim == NULL || (claim->n == 0 && claim->expires_at <= GetCurrentTimestamp()))
 		out_of_date(job, PG_GETARG_INT64(1), NULL);
+	check_token(job, claim, GetUserId());
 	result = bbf_lease_extend(claim->token, lease_ms);
 	SPI_finish();
 	PG_RETURN_TIMESTAMPTZ(result);

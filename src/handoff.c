@@ -210,6 +210,7 @@ call_next(Handoff *handoff)
 	if ((job = bbf_job_begin(handoff->job_name)) == NULL)
 		return false;
 	handout.job = job;
+	handout.claimed_by = GetUserId();
 	if (job->phase == BBF_PHASE_LIVE && !job->uninstall && !job->paused && job->handler)
 	{
 		bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
@@ -271,7 +272,7 @@ record_failure(const Handoff *handoff, const ErrorData *edata)
 			(errmsg("job \"%s\": %s", job->name, message),
 			 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
 			 edata->context ? errcontext_msg("%s", edata->context) : 0));
-	values[2] = CStringGetTextDatum(message);
+	values[2] = CStringGetTextDatum(bbf_job_cut_error(message));
 	bbf_sql_catalog(psprintf("SELECT failures FROM bgw_backfill.group_wait WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
 							 handoff->group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
 					2, types, values, nulls, SPI_OK_SELECT);

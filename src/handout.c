@@ -159,7 +159,7 @@ bbf_handout_claim(BbfHandout *handout, int64 lease_ms)
 		bbf_choice_run(handout, leases, (int) want, true);
 		/* one that hands out nothing keeps the account of what it has pruned */
 		if (handout->n > 0 || handout->pruned > 0)
-			handout->token = bbf_lease_insert(handout->job->name, handout->rows, handout->n, handout->n > 0 ? lease_ms : 0,
+			handout->token = bbf_lease_insert(handout->job->name, handout->claimed_by, handout->rows, handout->n, handout->n > 0 ? lease_ms : 0,
 											  handout->out_of_turn ? leases->last_group : handout->last_group,
 											  handout->pruned);
 	}

@@ -14,6 +14,7 @@ typedef struct BbfHandout
 	/* asked for */
 	BbfJob	   *job;
 	BbfPair    *pair;
+	Oid			claimed_by;		/* whose the token is to be */
 	int			max_rows;
 	bool		only_group;		/* only this group; else all in turn */
 	const char *group;			/* as text; NULL: of the nulls, or where there are no groups */

@@ -18,6 +18,7 @@
 #include "catalog/pg_index.h"
 #include "index.h"
 #include "mode.h"
+#include "names.h"
 #include "postmaster/autovacuum.h"
 #include "shmem.h"
 #include "session.h"
@@ -115,6 +116,7 @@ plan_build(const char *job_name, Build *build)
 	BbfJob	   *job;
 	const BbfMode *mode;
 	BbfPair    *pair;
+	static const char *const pending_idx = "pending_idx";
 	bool		valid;
 	char	   *name;
 
@@ -128,7 +130,7 @@ plan_build(const char *job_name, Build *build)
 	}
 	mode = bbf_mode_lookup(job->mode);
 	pair = bbf_pair_load(job);
-	name = bbf_job_object(job, "pending_idx");
+	name = bbf_job_object(job, pending_idx);
 	memset(build, 0, sizeof(Build));
 	build->lock_timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
 	build->table_sql = mode->table ? mode->table(job, pair) : pair->source_sql;
@@ -137,6 +139,7 @@ plan_build(const char *job_name, Build *build)
 		bbf_txn_commit();
 		return true;
 	}
+	bbf_names_check_installed(job, get_rel_namespace(pair->source), &pending_idx, 1);
 	if (OidIsValid(find_index(job, &valid)) && !valid)
 		build->drop = psprintf("DROP INDEX CONCURRENTLY %s", quote_qualified_identifier(pair->schema, name));
 	if (!valid)

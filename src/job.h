@@ -12,6 +12,9 @@
 /* "<job>_sidecar_idx" must be a name */
 #define BBF_MAX_JOB_NAME 51
 
+/* the most characters of an error that are kept */
+#define BBF_MAX_ERROR 1000
+
 /* in the order that a job goes through them; uninstall comes at any time */
 typedef enum BbfPhase
 {
@@ -114,6 +117,7 @@ typedef struct BbfBatch
 
 extern BbfJob *bbf_job_load(const char *name);
 extern void bbf_job_lock(const char *name);
+extern bool bbf_job_try_lock(const char *name);
 extern BbfJob *bbf_job_begin(const char *name);
 extern List *bbf_job_names(void);
 extern const char *bbf_job_phase_name(BbfPhase phase);
@@ -143,6 +147,7 @@ extern void bbf_job_rename(BbfJob *job, Oid source, Oid target);
 extern void bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner);
 extern void bbf_job_record_error(const char *name, const char *message, BbfHealth health,
 								 const char *waiting_for, int64 delay_ms);
+extern const char *bbf_job_cut_error(const char *message);
 extern void bbf_job_note_error(const char *name, const char *message);
 extern void bbf_job_wait(const char *name, const char *waiting_for, int64 delay_ms);
 extern void bbf_job_clear_retries(BbfJob *job);

@@ -17,6 +17,7 @@
 #include "catalog/pg_type.h"
 #include "job.h"
 #include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "sql.h"
 #include "utils/builtins.h"
@@ -279,6 +280,16 @@ bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner)
 				 "", 1, types, values, NULL);
 }
 
+/* An error's text as it is kept: cut where it is longer than anybody reads. */
+const char *
+bbf_job_cut_error(const char *message)
+{
+	size_t		len = strlen(message);
+	int			kept = pg_mbcharcliplen(message, (int) len, BBF_MAX_ERROR);
+
+	return kept < (int) len ? pnstrdup(message, kept) : message;
+}
+
 /*
  * Record what went wrong.  health BBF_HEALTH_OK: to be tried again after
  * delay_ms.  message NULL: nothing went wrong, the job only waits.
@@ -289,7 +300,7 @@ bbf_job_record_error(const char *name, const char *message, BbfHealth health,
 {
 	static const char *const healths[] = {"ok", "failed", "held"};
 	Oid			types[5] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, FLOAT8OID};
-	Datum		values[5] = {0, message ? CStringGetTextDatum(message) : (Datum) 0,
+	Datum		values[5] = {0, message ? CStringGetTextDatum(bbf_job_cut_error(message)) : (Datum) 0,
 		CStringGetTextDatum(healths[health]),
 		waiting_for ? CStringGetTextDatum(waiting_for) : (Datum) 0,
 	Float8GetDatum(delay_ms / 1000.0)};
@@ -320,7 +331,7 @@ void
 bbf_job_note_error(const char *name, const char *message)
 {
 	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2] = {0, CStringGetTextDatum(message)};
+	Datum		values[2] = {0, CStringGetTextDatum(bbf_job_cut_error(message))};
 
 	update_state(name,
 				 "errors = errors OPERATOR(pg_catalog.+) 1, last_error = $2,"

@@ -5,10 +5,11 @@
  * An INSERT's or a DELETE's keys are read from its transition table when its
  * statement trigger runs.  An UPDATE's, and those of an INSERT of which only some
  * rows count, are collected row by row before that, and kept for the statement
- * trigger in memory of the transaction.
+ * trigger in memory of the subtransaction.
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "executor/executor.h"
 #include "keyset.h"
 #include "lib/qunique.h"
@@ -19,29 +20,56 @@
 #include "value.h"
 
 /*
- * Keys collected by row triggers of statements under way in this transaction;
- * in collect_context, a child of TopTransactionContext.  A nested statement on
- * the same table works off what the outer one has collected so far: its rows
- * are written already, so that is only early.
+ * Keys collected by row triggers of statements under way: a set for each job, event and
+ * subtransaction, in a context of its own that goes with that subtransaction.
+ *
+ * R18: a statement's row triggers and its statement trigger are fired in the
+ * statement's own subtransaction.  A trigger of the user's that comes between them may
+ * nest a statement on the same table.  In the same subtransaction that one works off
+ * what the outer one has collected so far: those rows are written already, so that is
+ * only early, and nothing can undo the one without the other.  In a subtransaction of
+ * its own, as an exception block is, it finds and works off nothing but its own keys:
+ * what it does may be undone, and the outer statement's keys must be settled then.
  */
-static MemoryContext collect_context = NULL;
-static MemoryContext keys_context = NULL;	/* a child of it, for the keys */
-static List *collected = NIL;
-static int	users = 0;			/* statements that use keys taken from it */
+static dlist_head collected = DLIST_STATIC_INIT(collected);
+
+/*
+ * What this transaction has done to a job's rows, in TopTransactionContext.  What a
+ * subtransaction has done counts even if it is undone: the long ways, that are taken
+ * after it, are right in any case.
+ */
+typedef struct Deeds
+{
+	struct Deeds *next;
+	char		job[NAMEDATALEN];
+	uint64		removals;		/* events that deleted or changed target rows */
+	bool		source_updated;
+} Deeds;
+
+static Deeds *all_deeds = NULL;
 
 static void
-forget_collected(void *arg)
+forget_deeds(void *arg)
 {
-	collect_context = NULL;
-	keys_context = NULL;
-	collected = NIL;
-	users = 0;
+	all_deeds = NULL;
+}
+
+static void
+forget_set(void *arg)
+{
+	BbfKeySet  *set = arg;
+
+	if (set->listed)
+		dlist_delete(&set->node);
 }
 
 /* Add a key to a set, in the current memory context. */
 static void
 add_key(BbfKeySet *set, const BbfKeyColumn *column, Datum key)
 {
+	if (set->type != column->type)
+		set->n = 0;				/* left by a statement whose own trigger was disabled */
+	set->type = column->type;
 	if (set->n == set->size)
 	{
 		set->size = set->size ? set->size * 2 : 16;
@@ -82,71 +110,93 @@ bbf_keyset_read_table(Tuplestorestate *rows, Relation rel, const BbfKeyColumn *c
 	ExecDropSingleTupleTableSlot(slot);
 }
 
-/* The set that row triggers of a job collect in for an event; NULL if none and not create. */
-BbfKeySet *
-bbf_keyset_collecting(const char *job, BbfEvent event, bool create)
+/* What the transaction has done to a job's rows; NULL if nothing and not create. */
+static Deeds *
+deeds_of(const char *job, bool create)
 {
-	MemoryContext old;
-	BbfKeySet  *set;
-	ListCell   *lc;
+	Deeds	   *deeds;
+	MemoryContextCallback *callback;
 
-	foreach(lc, collected)
+	for (deeds = all_deeds; deeds; deeds = deeds->next)
 	{
-		set = lfirst(lc);
-		if (set->event == event && strcmp(set->job, job) == 0)
-			return set;
+		if (strcmp(deeds->job, job) == 0)
+			return deeds;
 	}
 	if (!create)
 		return NULL;
-	if (collect_context == NULL)
+	if (all_deeds == NULL)
 	{
-		MemoryContextCallback *callback;
-
-		collect_context = AllocSetContextCreate(TopTransactionContext, "bgw_backfill keys",
-												ALLOCSET_DEFAULT_SIZES);
-		keys_context = AllocSetContextCreate(collect_context, "bgw_backfill key arrays",
-											 ALLOCSET_DEFAULT_SIZES);
-		callback = MemoryContextAllocZero(collect_context, sizeof(*callback));
-		callback->func = forget_collected;
-		MemoryContextRegisterResetCallback(collect_context, callback);
+		callback = MemoryContextAllocZero(TopTransactionContext, sizeof(*callback));
+		callback->func = forget_deeds;
+		MemoryContextRegisterResetCallback(TopTransactionContext, callback);
 	}
-	old = MemoryContextSwitchTo(collect_context);
-	set = palloc0(sizeof(BbfKeySet));
-	strlcpy(set->job, job, NAMEDATALEN);
-	set->event = event;
-	collected = lappend(collected, set);
-	MemoryContextSwitchTo(old);
-	return set;
+	deeds = MemoryContextAllocZero(TopTransactionContext, sizeof(Deeds));
+	strlcpy(deeds->job, job, NAMEDATALEN);
+	deeds->next = all_deeds;
+	all_deeds = deeds;
+	return deeds;
 }
 
-/* Free the keys of statements that are worked off, unless one is in use. */
-static void
-free_collected(void)
+/* This transaction deletes or changes rows of the job's target. */
+void
+bbf_keyset_note_removal(const char *job)
 {
-	ListCell   *lc;
-
-	if (users > 0)
-		return;
-	foreach(lc, collected)
-	{
-		if (((BbfKeySet *) lfirst(lc))->n > 0)
-			return;
-	}
-	foreach(lc, collected)
-	{
-		((BbfKeySet *) lfirst(lc))->keys = NULL;
-		((BbfKeySet *) lfirst(lc))->size = 0;
-	}
-	MemoryContextReset(keys_context);
+	deeds_of(job, true)->removals++;
 }
 
-/* How often this transaction has deleted or changed rows of the job's target. */
+/* How often it has. */
 uint64
 bbf_keyset_removals(const char *job)
 {
-	BbfKeySet  *set = bbf_keyset_collecting(job, BBF_TARGET_CHANGE, false);
+	Deeds	   *deeds = deeds_of(job, false);
 
-	return set ? set->removals : 0;
+	return deeds ? deeds->removals : 0;
+}
+
+/* Has it changed rows of the job's source in what counts? */
+bool
+bbf_keyset_source_updated(const char *job)
+{
+	Deeds	   *deeds = deeds_of(job, false);
+
+	return deeds && deeds->source_updated;
+}
+
+/* What row triggers of a job have collected for an event in this subtransaction, or NULL. */
+BbfKeySet *
+bbf_keyset_collected(const char *job, BbfEvent event)
+{
+	SubTransactionId subid = GetCurrentSubTransactionId();
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &collected)
+	{
+		BbfKeySet  *set = dlist_container(BbfKeySet, node, iter.cur);
+
+		if (set->subid == subid && set->event == event && strcmp(set->job, job) == 0)
+			return set;
+	}
+	return NULL;
+}
+
+static BbfKeySet *
+begin_set(const char *job, BbfEvent event)
+{
+	/* a child, so that nothing is left of a subtransaction that has worked its keys off */
+	MemoryContext context = AllocSetContextCreate(CurTransactionContext, "bgw_backfill keys",
+												  ALLOCSET_DEFAULT_SIZES);
+	BbfKeySet  *set = MemoryContextAllocZero(context, sizeof(BbfKeySet));
+
+	set->context = context;
+	set->subid = GetCurrentSubTransactionId();
+	set->event = event;
+	strlcpy(set->job, job, NAMEDATALEN);
+	set->forget.func = forget_set;
+	set->forget.arg = set;
+	MemoryContextRegisterResetCallback(context, &set->forget);
+	dlist_push_head(&collected, &set->node);
+	set->listed = true;
+	return set;
 }
 
 /* Add the keys of one row of an event: of an update the new one, and the old one where it counts. */
@@ -173,31 +223,32 @@ bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet 
 void
 bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfEvent event)
 {
-	BbfKeySet  *set = bbf_keyset_collecting(trigdata->tg_trigger->tgargs[0], event, true);
-	MemoryContext old = MemoryContextSwitchTo(keys_context);
+	const char *job = trigdata->tg_trigger->tgargs[0];
+	BbfKeySet  *set = bbf_keyset_collected(job, event);
+	MemoryContext old;
 
+	if (event == BBF_SOURCE_UPDATE)
+		deeds_of(job, true)->source_updated = true;
+	if (set == NULL)
+		set = begin_set(job, event);
+	old = MemoryContextSwitchTo(set->context);
 	bbf_keyset_add_row(trigdata, column, set);
 	MemoryContextSwitchTo(old);
 }
 
-/* Take over what has been collected; give it back with bbf_keyset_done(). */
-BbfKeySet
-bbf_keyset_take(BbfKeySet *collected_set)
+/* Take over what has been collected: statements from now on collect anew. */
+void
+bbf_keyset_take(BbfKeySet *set)
 {
-	BbfKeySet	set = *collected_set;
-
-	collected_set->keys = NULL;
-	collected_set->n = collected_set->size = 0;
-	users++;
-	return set;
+	forget_set(set);
+	set->listed = false;
 }
 
-/* What was taken over is worked off. */
+/* What has been collected, or was taken over, is worked off. */
 void
-bbf_keyset_done(void)
+bbf_keyset_drop(BbfKeySet *set)
 {
-	users--;
-	free_collected();
+	MemoryContextDelete(set->context);
 }
 
 /* Sort a set and drop what it has twice, as the owner. */

@@ -173,6 +173,7 @@ bbf_lease_of_tuple(HeapTuple tuple, TupleDesc desc)
 
 	claim.token = DatumGetInt64(bbf_lease_attribute(tuple, desc, "token"));
 	claim.expires_at = DatumGetTimestampTz(bbf_lease_attribute(tuple, desc, "expires_at"));
+	claim.claimed_by = DatumGetObjectId(bbf_lease_attribute(tuple, desc, "claimed_by"));
 	claim.granted = DatumGetInt32(bbf_lease_attribute(tuple, desc, "granted"));
 	deconstruct_array(DatumGetArrayTypeP(bbf_lease_attribute(tuple, desc, "keys")), TEXTOID, -1, false, TYPALIGN_INT,
 					  &keys, NULL, &claim.n);

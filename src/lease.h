@@ -22,6 +22,7 @@ typedef struct BbfLeased
 typedef struct BbfClaim
 {
 	int64		token;
+	Oid			claimed_by;
 	TimestampTz expires_at;
 	bool		committed;
 	int32		granted;
@@ -58,7 +59,7 @@ extern bool bbf_lease_take(BbfLeases *leases, char *key, bool committed);
 extern void bbf_lease_count(BbfLeases *leases, const char *key, bool outstanding);
 extern Datum bbf_lease_taken(const BbfLeases *leases);
 extern const BbfTaken *bbf_lease_find(const BbfLeases *leases, const char *key);
-extern int64 bbf_lease_insert(const char *job, const BbfLeased *rows, int n, int64 lease_ms,
+extern int64 bbf_lease_insert(const char *job, Oid claimed_by, const BbfLeased *rows, int n, int64 lease_ms,
 							  const char *last_group, int64 stale_pruned);
 extern BbfClaim *bbf_lease_lock_claim(const char *job, int64 token, bool expired);
 extern int	bbf_lease_open(const char *job, const char *after, int limit, int64 **tokens);

@@ -57,15 +57,15 @@ row_columns(const BbfLeased *rows, int n, const bool *keep, Datum *columns)
 	return kept;
 }
 
-/* Hand out these rows; returns the token.  The lease begins now, whenever the caller commits. */
+/* Hand out these rows to a role; returns the token.  The lease begins now, whenever the caller commits. */
 int64
-bbf_lease_insert(const char *job, const BbfLeased *rows, int n, int64 lease_ms,
+bbf_lease_insert(const char *job, Oid claimed_by, const BbfLeased *rows, int n, int64 lease_ms,
 				 const char *last_group, int64 stale_pruned)
 {
-	Oid			types[] = {TEXTOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, FLOAT8OID, TEXTOID, INT8OID, TEXTOID};
+	Oid			types[] = {TEXTOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, FLOAT8OID, TEXTOID, INT8OID, OIDOID};
 	Datum		values[8] = {CStringGetTextDatum(job), 0, 0, 0, Float8GetDatum(lease_ms / 1000.0),
 		last_group ? CStringGetTextDatum(last_group) : (Datum) 0, Int64GetDatum(stale_pruned),
-	CStringGetTextDatum(GetUserNameFromId(GetSessionUserId(), false))};
+	ObjectIdGetDatum(claimed_by)};
 	int64		token;
 
 	row_columns(rows, n, NULL, values + 1);

@@ -80,6 +80,9 @@ typedef struct BbfMode
 	/* what of the installation is not there or not right; NULL: all is well */
 	char	   *(*missing) (const BbfJob *job, const BbfPair *pair);
 
+	/* let nobody read it but who may read the source; NULL: there is nothing to do */
+	void		(*sync_readers) (const BbfJob *job, const BbfPair *pair);
+
 	/* the triggers it needs, as a list of BbfTriggerDef */
 	List	   *(*triggers) (const BbfJob *job, const BbfPair *pair);
 

@@ -78,7 +78,7 @@ bbf_column_check(const BbfJob *job, Relation source, Relation target)
 	if (bbf_expr_runs_users_code(job->pending_where, RelationGetRelid(source)))
 		ereport(WARNING,
 				(errmsg("pending_where calls functions, or uses types, that are not the server's own"),
-				 errdetail("It becomes the condition of an index, which the server evaluates as whoever writes table \"%s\".",
+				 errdetail("It becomes the condition of an index, which the server evaluates as whoever reads or writes table \"%s\".",
 						   RelationGetRelationName(source)),
 				 errhint("In mode \"sidecar\" it is evaluated as the owner of the table alone.")));
 	if (!bbf_column_flag_attribute(job, RelationGetRelid(source), &att))
@@ -220,7 +220,7 @@ bbf_column_install(BbfJob *job, const BbfPair *pair)
 		bbf_sql_ddl(psprintf("COMMENT ON COLUMN %s.%s IS %s", pair->source_sql, bbf_column_flag(job),
 					 quote_literal_cstr(flag_comment(job))));
 		/* a grant on the table holds for its new column, one on columns does not */
-		bbf_readers_grant(psprintf("SELECT (%s) ON TABLE %s", bbf_column_flag(job), pair->source_sql), pair, false);
+		bbf_readers_grant(psprintf("SELECT (%s) ON TABLE %s", bbf_column_flag(job), pair->source_sql), pair);
 	}
 	if (!exists || !bbf_shape_default_is_false(pair->source, att.attnum))
 		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET DEFAULT false",

@@ -147,12 +147,11 @@ column_like(Oid source, const char *name)
 	return sql.data;
 }
 
-/* Grants as on the source.  Not where row security decides for each row. */
-static void
-copy_grants(const BbfJob *job, const BbfPair *pair)
+/* Grants as on the source. */
+void
+bbf_sidecar_sync_readers(const BbfJob *job, const BbfPair *pair)
 {
-	if (!bbf_shape_has_row_security(pair->source))
-		bbf_readers_grant(psprintf("SELECT ON TABLE %s", bbf_sidecar_table(job, pair)), pair, true);
+	bbf_readers_sync(pair, bbf_sidecar_find(job, pair), bbf_sidecar_table(job, pair));
 }
 
 /* A table that was renamed, say, keeps its indexes' names. */
@@ -192,7 +191,7 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 							 job->group_by ? ", " : "", BBF_ENQUEUED_AT));
 		bbf_sql_ddl(psprintf("COMMENT ON TABLE %s IS %s", table,
 							 quote_literal_cstr(psprintf("keys of the pending rows of job %s, kept by bgw_backfill", bbf_job_display_name(job)))));
-		copy_grants(job, pair);
+		bbf_sidecar_sync_readers(job, pair);
 	}
 	else
 		bbf_sidecar_remove_strange(job, pair);

@@ -63,6 +63,7 @@ const BbfMode bbf_mode_watermark = {
 	.table = bbf_sidecar_table,
 	.stale = bbf_sidecar_stale,
 	.strange = bbf_sidecar_strange,
+	.sync_readers = bbf_sidecar_sync_readers,
 	.candidates = bbf_sidecar_candidates,
 	.lock = bbf_mode_lock_source,
 	.decide = bbf_sidecar_decide,

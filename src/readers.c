@@ -4,7 +4,9 @@
  *
  * The view is a security invoker's: who reads it needs SELECT on what it reads.  Who
  * may read a source's key and group may read those of its pending rows, wherever the
- * job's mode keeps them.
+ * job's mode keeps them; and nobody else, from the next check of the installation on.
+ *
+ * All statements run under the pinned path, as the owner of the tables.
  */
 #include "postgres.h"
 
@@ -26,38 +28,106 @@
 	" ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(" acl ".grantee)) END"
 
 /*
- * Grant something ("SELECT .. ON ..") to who may read the source's key and group:
- * by a grant on its columns, and with of_table also by one on the table.
+ * Who may read the source's key and group ($1: the source, $2, $3: these columns), by
+ * a grant on the table ($4: that counts as well) or by one on each of them.
+ */
+#define READERS \
+	"SELECT a.grantee FROM pg_class c, aclexplode(c.relacl) a WHERE $4 AND c.oid = $1" \
+	" AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner" \
+	" UNION SELECT k.grantee FROM pg_class c, pg_attribute ka, aclexplode(ka.attacl) k, pg_attribute ga, aclexplode(ga.attacl) g" \
+	" WHERE c.oid = $1 AND ka.attrelid = $1 AND ka.attnum = $2 AND ga.attrelid = $1 AND ga.attnum = $3" \
+	" AND k.privilege_type = 'SELECT' AND g.privilege_type = 'SELECT' AND g.grantee = k.grantee AND k.grantee <> c.relowner"
+
+/*
+ * Of these, those who may read all keys: where row security decides who reads which
+ * row, the roles that it does not bind, if nobody else has their rights.
+ */
+#define READERS_OF_ALL \
+	"SELECT r.grantee FROM (" READERS ") r, pg_class t WHERE t.oid = $1" \
+	" AND (NOT t.relrowsecurity OR EXISTS (SELECT FROM pg_roles p WHERE p.oid = r.grantee AND (p.rolbypassrls OR p.rolsuper)" \
+	"  AND NOT EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = p.oid)))"
+
+/* The parameters of the above, and one more. */
+typedef struct Args
+{
+	Oid			types[5];
+	Datum		values[5];
+} Args;
+
+static Args
+arguments(const BbfPair *pair, bool of_table, Oid type, Datum value)
+{
+	return (Args) {
+		{OIDOID, INT2OID, INT2OID, BOOLOID, type},
+		{ObjectIdGetDatum(pair->source), Int16GetDatum(pair->source_key_att),
+		Int16GetDatum(pair->group_by ? pair->group_att : pair->source_key_att), BoolGetDatum(of_table), value}
+	};
+}
+
+/* Run the statements that the last one has returned. */
+static void
+run_returned(uint64 n)
+{
+	List	   *statements = NIL;
+	ListCell   *lc;
+
+	for (uint64 i = 0; i < n; i++)
+		statements = lappend(statements, bbf_sql_text(i, 1));
+	SPI_freetuptable(SPI_tuptable);
+	foreach(lc, statements)
+		bbf_sql_ddl(lfirst(lc));
+}
+
+/* Grant something ("SELECT .. ON ..") to who may read the source's key and group by a grant on these columns. */
+void
+bbf_readers_grant(const char *what, const BbfPair *pair)
+{
+	Args		args = arguments(pair, false, TEXTOID, CStringGetTextDatum(psprintf("GRANT %s TO ", what)));
+
+	run_returned(bbf_sql_run("SELECT $5 || " GRANTEE("r") " FROM (" READERS ") r ORDER BY 1",
+							 5, args.types, args.values, NULL, SPI_OK_SELECT));
+}
+
+/*
+ * Let those read a table of pending keys who may read all keys of the source, and
+ * nobody else; nor may anybody else do anything to it.
  */
 void
-bbf_readers_grant(const char *what, const BbfPair *pair, bool of_table)
+bbf_readers_sync(const BbfPair *pair, Oid table, const char *table_sql)
 {
-	Oid			types[] = {OIDOID, TEXTOID, INT2OID, INT2OID, BOOLOID};
-	Datum		values[] = {ObjectIdGetDatum(pair->source), CStringGetTextDatum(psprintf("GRANT %s TO ", what)),
-		Int16GetDatum(pair->source_key_att), Int16GetDatum(pair->group_by ? pair->group_att : pair->source_key_att),
-	BoolGetDatum(of_table)};
-	List	   *grants = NIL;
-	ListCell   *lc;
-	uint64		n;
+	Args		args = arguments(pair, true, OIDOID, ObjectIdGetDatum(table));
+	const char *has = "(SELECT grantee, bool_and(privilege_type = 'SELECT' AND NOT is_grantable) AS reads FROM ("
+		" SELECT a.* FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = $5 AND a.grantee <> c.relowner"
+		" UNION ALL SELECT 0, a.grantee, 'column', false FROM pg_class c, pg_attribute t, aclexplode(t.attacl) a"
+		"  WHERE c.oid = $5 AND t.attrelid = $5 AND a.grantee <> c.relowner) x GROUP BY grantee)";
 
-	n = bbf_sql_run("SELECT $2 OPERATOR(pg_catalog.||) " GRANTEE("r")
-					" FROM (SELECT a.grantee FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a"
-					"  WHERE $5 AND c.oid OPERATOR(pg_catalog.=) $1 AND a.privilege_type OPERATOR(pg_catalog.=) 'SELECT'"
-					"  AND a.grantee OPERATOR(pg_catalog.<>) c.relowner"
-					"  UNION SELECT k.grantee FROM pg_catalog.pg_class c, pg_catalog.pg_attribute ka,"
-					"  pg_catalog.aclexplode(ka.attacl) k, pg_catalog.pg_attribute ga, pg_catalog.aclexplode(ga.attacl) g"
-					"  WHERE c.oid OPERATOR(pg_catalog.=) $1"
-					"  AND ka.attrelid OPERATOR(pg_catalog.=) $1 AND ka.attnum OPERATOR(pg_catalog.=) $3"
-					"  AND ga.attrelid OPERATOR(pg_catalog.=) $1 AND ga.attnum OPERATOR(pg_catalog.=) $4"
-					"  AND k.privilege_type OPERATOR(pg_catalog.=) 'SELECT' AND g.privilege_type OPERATOR(pg_catalog.=) 'SELECT'"
-					"  AND g.grantee OPERATOR(pg_catalog.=) k.grantee AND k.grantee OPERATOR(pg_catalog.<>) c.relowner) r"
-					" ORDER BY 1",
-					5, types, values, NULL, SPI_OK_SELECT);
-	for (uint64 i = 0; i < n; i++)
-		grants = lappend(grants, bbf_sql_text(i, 1));
+	run_returned(bbf_sql_run(psprintf("WITH wanted AS MATERIALIZED (" READERS_OF_ALL "), has AS MATERIALIZED %s"
+									  " SELECT x.sql FROM ("
+									  "SELECT 1 AS i, %s || " GRANTEE("has") " || ' CASCADE' AS sql FROM has"
+									  "  WHERE NOT reads OR grantee NOT IN (SELECT grantee FROM wanted)"
+									  " UNION ALL SELECT 2, %s || " GRANTEE("wanted") " FROM wanted"
+									  "  WHERE grantee NOT IN (SELECT grantee FROM has WHERE reads)) x ORDER BY x.i, x.sql",
+									  has, quote_literal_cstr(psprintf("REVOKE ALL ON TABLE %s FROM ", table_sql)),
+									  quote_literal_cstr(psprintf("GRANT SELECT ON TABLE %s TO ", table_sql))),
+							 5, args.types, args.values, NULL, SPI_OK_SELECT));
+}
+
+/* Say who will read the table of pending keys of a job that is to be. */
+void
+bbf_readers_tell(const BbfJob *job, const BbfPair *pair)
+{
+	Args		args = arguments(pair, true, OIDOID, ObjectIdGetDatum(InvalidOid));
+	char	   *roles;
+
+	bbf_sql_run_latest(pair->owner, "SELECT string_agg(" GRANTEE("r") ", ', ' ORDER BY r.grantee) FROM (" READERS_OF_ALL ") r",
+					   4, args.types, args.values, NULL, SPI_OK_SELECT, false);
+	roles = bbf_sql_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
-	foreach(lc, grants)
-		bbf_sql_ddl(lfirst(lc));
+	if (roles)
+		ereport(NOTICE,
+				(errmsg("SELECT on table \"%s\" will be granted to %s", bbf_job_object(job, "sidecar"), roles),
+				 errdetail("It holds key and group of the pending rows; who may read those of table \"%s\" may read it.",
+						   get_rel_name(pair->source))));
 }
 
 /* Those of a view's readers who may not read some of a table's columns; columns NULL: all readers.  NULL: none. */
@@ -125,7 +195,7 @@ bbf_readers_warn(const BbfJob *job, const char *mode)
 		ereport(WARNING,
 				(errmsg("in mode \"%s\" the view \"%s\" reads table \"%s\", which %s may not",
 						mode, get_rel_name(view), bbf_job_object(job, "sidecar"), roles),
-				 errdetail("The table of pending keys is granted to nobody, because row security decides who reads which row of the source."),
-				 errhint("Once it is there, GRANT SELECT on it to who may read all keys.")));
+				 errdetail("Row security decides who reads which row of the source. So the table of pending keys is granted to nobody but roles with BYPASSRLS that have no members."),
+				 errhint("Let them use bgw_backfill.claim() as such a role or as the owner, or stay in mode \"column\".")));
 	bbf_usercontext_end(&before);
 }

@@ -157,6 +157,15 @@ has_deferrable_trigger(Oid relid)
 	return found;
 }
 
+/* A query for the places of the rows that keys have where the mode keeps its answer. */
+static char *
+places(const BbfServed *served, const BbfPair *pair, const char *eq)
+{
+	return MemoryContextStrdup(served->context,
+							   psprintf("SELECT x.ctid FROM ONLY %s x WHERE x.%s %s ANY ($1) ORDER BY x.ctid",
+										served->table ? served->table : pair->source_sql, pair->source_key, eq));
+}
+
 /* Save the statements, as the owner. */
 static void
 save_statements(BbfServed *served, const BbfJob *job, const BbfPair *pair, const BbfMode *mode)
@@ -240,6 +249,8 @@ build_as_owner(BbfServed *served, const BbfJob *job)
 			 pair->key_collation, served->context);
 	served->source_key.old_too = mode->old_source_keys;
 	served->target_key.old_too = true;
+	served->places_by_source_key = places(served, pair, pair->key_op[BTEqualStrategyNumber]);
+	served->places_by_target_key = places(served, pair, pair->source_eq_target);
 	save_statements(served, job, pair, mode);
 }
 

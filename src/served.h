@@ -39,6 +39,8 @@ typedef struct BbfServed
 	Oid			target_schema;
 	Oid			owner;
 	char	   *table;			/* of pending keys, quoted; NULL: none */
+	char	   *places_by_source_key;	/* the places of the rows that keys have in that table, */
+	char	   *places_by_target_key;	/* or on the source, as queries */
 	const char *rights_lost;	/* what the owner lacks, or NULL */
 	BbfKeyColumn	source_key;
 	BbfKeyColumn	target_key;

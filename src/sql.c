@@ -282,6 +282,15 @@ bbf_sql_run_latest(Oid owner, const char *sql, int nargs, Oid *types, Datum *val
 	return run_latest(sql, nargs, types, values, nulls, expected, keep);
 }
 
+/* The same with the transaction's own snapshot, which may be an old one: what the caller sees. */
+uint64
+bbf_sql_run_as_seen(Oid owner, const char *sql, int nargs, Oid *types, Datum *values,
+					const char *nulls, int expected)
+{
+	bbf_usercontext_check(owner);
+	return run_kept(sql, nargs, types, values, nulls, expected);
+}
+
 /*
  * Save a statement of a trigger's for good, planned here and now, once for all keys:
  * by the index on the key or by place, never by reading a table or in the heap's

@@ -14,6 +14,8 @@ extern uint64 bbf_sql_run_kept(const char *sql, int nargs, Oid *types, Datum *va
 							   const char *nulls, int expected);
 extern uint64 bbf_sql_run_latest(Oid owner, const char *sql, int nargs, Oid *types, Datum *values,
 								 const char *nulls, int expected, bool keep);
+extern uint64 bbf_sql_run_as_seen(Oid owner, const char *sql, int nargs, Oid *types, Datum *values,
+								  const char *nulls, int expected);
 extern bool bbf_sql_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
 							   bool (*fits) (const PlannedStmt *stmt), DestReceiver *dest);
 extern void bbf_sql_ddl(const char *sql);

@@ -23,7 +23,7 @@
  * R11: inside one transaction the triggers run after each statement and see its
  * own work, savepoints or not; what is rolled back takes its flags and its locks
  * along, because a trigger locks and writes in the subtransaction of its
- * statement.
+ * statement.  R18, what a trigger of the user's nests in a statement: see keyset.c.
  *
  * R7: TRUNCATE of the target puts the job back to phase fill, in the same
  * transaction.  It holds the target's exclusive lock, so no batch and no other
@@ -193,7 +193,7 @@ settle_some(const Settling *settling, BbfEvent event, Datum *keys, int n)
 
 		/* what an insert's own triggers have changed again is no insert */
 		if (event == BBF_SOURCE_INSERT && n == 1 && served->source_settle_one &&
-			bbf_keyset_collecting(job, BBF_SOURCE_UPDATE, false) == NULL)
+			!bbf_keyset_source_updated(job))
 			execute(settling, served->source_settle_one, keys, SPI_OK_INSERT, !served->plain_update);
 		else if (event == BBF_TARGET_INSERT && removals > 0)
 			settle_keys(settling, BBF_TARGET_CHANGE, keys, n);
@@ -202,6 +202,52 @@ settle_some(const Settling *settling, BbfEvent event, Datum *keys, int n)
 		if (bbf_keyset_removals(job) == removals)
 			break;
 	}
+}
+
+static void
+fail_to_serialize(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access due to concurrent update")));
+}
+
+/*
+ * R8: a transaction that keeps its snapshot must see the rows that the settled keys
+ * have now, and no others.  What others have committed since may have been written,
+ * locked or found right above, and an upsert knows no such check: it would see a row
+ * twice, with the old group and the new, or one that is gone, or none.
+ *
+ * New target rows only take keys out of a table of pending keys.  One that is shown all
+ * the same is stale, which a key may be there; so they are spared that.
+ */
+static void
+check_seen(const BbfServed *served, BbfEvent event, Datum *keys, int n)
+{
+	bool		of_source = bbf_event_of_source(event);
+	const BbfKeyColumn *column = of_source ? &served->source_key : &served->target_key;
+	const char *sql = of_source ? served->places_by_source_key : served->places_by_target_key;
+	Oid			types[] = {column->array_type};
+	Datum		values[] = {key_array(column, keys, n)};
+	int			nestlevel = bbf_session_pin_plan(true);
+	uint64		there = bbf_sql_run_latest(served->owner, sql, 1, types, values, NULL, SPI_OK_SELECT, true);
+	SPITupleTable *now = SPI_tuptable;
+	uint64		seen = bbf_sql_run_as_seen(served->owner, sql, 1, types, values, NULL, SPI_OK_SELECT);
+
+	if (there != seen)
+		fail_to_serialize();
+	for (uint64 i = 0; i < seen; i++)
+	{
+		bool		isnull;
+		Datum		a = SPI_getbinval(now->vals[i], now->tupdesc, 1, &isnull);
+		Datum		b = SPI_getbinval(SPI_tuptable->vals[i], now->tupdesc, 1, &isnull);
+
+		if (!ItemPointerEquals((ItemPointer) DatumGetPointer(a), (ItemPointer) DatumGetPointer(b)))
+			fail_to_serialize();
+	}
+	SPI_freetuptable(SPI_tuptable);
+	SPI_freetuptable(now);
+	bbf_session_unpin(nestlevel);
 }
 
 /* Claims on these rows may have been answered, by what is gone now: see answered.c. */
@@ -233,7 +279,7 @@ settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
 	BbfUserContext before;
 	Settling	settling = {.job = job, .served = served, .before = &before};
 
-	if (set->n == 0)
+	if (set->n == 0 || set->type != column->type)
 		return;
 	bbf_usercontext_begin(served->owner, !served->plain_keys, &before);
 	bbf_keyset_sort(set, column);
@@ -241,7 +287,14 @@ settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
 	if (event == BBF_TARGET_CHANGE)
 		note_answered(job, set, column);
 	for (int i = 0; i < set->n; i += KEYS_AT_ONCE)
-		settle_some(&settling, event, set->keys + i, Min(KEYS_AT_ONCE, set->n - i));
+	{
+		int			n = Min(KEYS_AT_ONCE, set->n - i);
+
+		settle_some(&settling, event, set->keys + i, n);
+		if (IsolationUsesXactSnapshot() &&
+			!(event == BBF_TARGET_INSERT && served->table && bbf_keyset_removals(job) == 0))
+			check_seen(served, event, set->keys + i, n);
+	}
 	SPI_finish();
 	bbf_usercontext_end(&before);
 }
@@ -272,22 +325,23 @@ is_added_alone(const TriggerData *trigdata)
 
 /*
  * Collect the keys of the event, or settle them.  row_keys: what row triggers
- * have collected for a statement trigger.
+ * have collected for a statement trigger.  tried: the quickest way of a new source
+ * row, in vain.
  */
 static void
-work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, BbfEvent event)
+work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, BbfEvent event, bool tried)
 {
 	const char *name = trigdata->tg_trigger->tgargs[0];
 	BbfKeyColumn *column = bbf_event_of_source(event) ? &served->source_key : &served->target_key;
 	BbfKeySet	set = {0};
 
 	if (event == BBF_TARGET_CHANGE)
-		bbf_keyset_collecting(name, event, true)->removals++;
+		bbf_keyset_note_removal(name);
 	if (event != BBF_SOURCE_INSERT)
 		bbf_enqueue_note_change(served);
 	else if (is_added_alone(trigdata))
 	{
-		if (bbf_enqueue_row(served, trigdata->tg_trigslot))
+		if (!tried && bbf_enqueue_row(served, trigdata->tg_trigslot))
 			return;
 		if (served->enqueue == NULL)
 			event = BBF_SOURCE_UPDATE;	/* it may not even be eligible */
@@ -295,9 +349,9 @@ work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, BbfEvent
 
 	if (row_keys)
 	{
-		set = bbf_keyset_take(row_keys);
-		settle(name, served, event, &set);
-		bbf_keyset_done();
+		bbf_keyset_take(row_keys);
+		settle(name, served, event, row_keys);
+		bbf_keyset_drop(row_keys);
 		return;
 	}
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && trigdata->tg_trigger->tgnargs == 1)
@@ -323,6 +377,7 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 	BbfServed  *served;
 	BbfKeySet  *volatile row_keys = NULL;
 	bool		of_rows;		/* what row triggers have collected */
+	volatile bool tried = false;
 	BbfEvent	event;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_AFTER(trigdata->tg_event) ||
@@ -338,25 +393,28 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 
 	/* the quickest way of a new source row */
 	if (event == BBF_SOURCE_INSERT && is_added_alone(trigdata) &&
-		(served = bbf_served_peek(name, trigdata->tg_relation)) != NULL &&
-		bbf_enqueue_row(served, trigdata->tg_trigslot))
-		return PointerGetDatum(NULL);
+		(served = bbf_served_peek(name, trigdata->tg_relation)) != NULL)
+	{
+		if (bbf_enqueue_row(served, trigdata->tg_trigslot))
+			return PointerGetDatum(NULL);
+		tried = !served->stale;
+	}
 
 	/* a statement that collected nothing costs nothing */
 	if (of_rows &&
-		((row_keys = bbf_keyset_collecting(name, event, false)) == NULL || row_keys->n == 0))
+		(row_keys = bbf_keyset_collected(name, event)) == NULL)
 		return PointerGetDatum(NULL);
 
 	served = bbf_served_get(name, trigdata->tg_relation, of_source, true);
 	if (served == NULL)
 	{
 		if (row_keys)
-			row_keys->n = 0;
+			bbf_keyset_drop(row_keys);
 		return PointerGetDatum(NULL);
 	}
 	PG_TRY();
 	{
-		work_off(trigdata, served, row_keys, event);
+		work_off(trigdata, served, row_keys, event, tried);
 	}
 	PG_FINALLY();
 	{
@@ -406,36 +464,44 @@ bgw_backfill_target_truncated(PG_FUNCTION_ARGS)
 
 	if (served == NULL)
 		return PointerGetDatum(NULL);
+	bbf_served_release(served);
 	SPI_connect();
 	bbf_job_restart_fill(((TriggerData *) fcinfo->context)->tg_trigger->tgargs[0]);
 	SPI_finish();
 	bbf_wake_at_commit();
-	bbf_served_release(served);
 	return PointerGetDatum(NULL);
 }
 
 /*
  * On a source, AFTER TRUNCATE; argument: the job's name.  Nothing is pending any
- * more.  The source is locked against everybody, and so no batch is between.  The
- * keys are deleted: to truncate their table would wait for who reads it.
+ * more.  The source is locked against everybody, and so no batch is between, nor
+ * anybody who may add a key and does not look at the source again.  The keys are
+ * deleted: to truncate their table would wait for who reads it.  All that are there
+ * now, not those of the caller's snapshot (R8); what that still shows then, because
+ * others have changed it since, is a serialization failure.
  */
 Datum
 bgw_backfill_source_truncated(PG_FUNCTION_ARGS)
 {
 	BbfServed  *served = truncated(fcinfo, true);
 	BbfUserContext before;
+	Oid			owner;
+	char	   *table;
 
 	if (served == NULL)
 		return PointerGetDatum(NULL);
-	if (served->table)
-	{
-		bbf_usercontext_begin(served->owner, true, &before);
-		SPI_connect();
-		bbf_sql_run_latest(served->owner, psprintf("DELETE FROM ONLY %s", served->table), 0, NULL, NULL, NULL,
-						   SPI_OK_DELETE, false);
-		SPI_finish();
-		bbf_usercontext_end(&before);
-	}
+	owner = served->owner;
+	table = served->table ? pstrdup(served->table) : NULL;
 	bbf_served_release(served);
+	if (table == NULL)
+		return PointerGetDatum(NULL);
+	bbf_usercontext_begin(owner, true, &before);
+	SPI_connect();
+	(void) bbf_sql_run_latest(owner, psprintf("DELETE FROM ONLY %s", table), 0, NULL, NULL, NULL, SPI_OK_DELETE, false);
+	if (IsolationUsesXactSnapshot() &&
+		bbf_sql_run_as_seen(owner, psprintf("SELECT FROM ONLY %s LIMIT 1", table), 0, NULL, NULL, NULL, SPI_OK_SELECT) > 0)
+		fail_to_serialize();
+	SPI_finish();
+	bbf_usercontext_end(&before);
 	return PointerGetDatum(NULL);
 }

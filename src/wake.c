@@ -14,8 +14,8 @@
 #include "access/xact.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
+#include "lib/ilist.h"
 #include "miscadmin.h"
-#include "nodes/pg_list.h"
 #include "shmem.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -24,21 +24,37 @@
 
 PG_FUNCTION_INFO_V1(bgw_backfill_job_changed);
 
-static bool wake_pending = false;
-static List *cancel_pending = NIL;	/* of char *, in TopTransactionContext */
+static bool wake_pending = false;	/* a wake too many costs nothing */
+
+/* a job whose worker is to be cancelled; in memory of the subtransaction that wants it */
+typedef struct Cancel
+{
+	dlist_node	node;
+	MemoryContextCallback forget;
+	char		job[NAMEDATALEN];
+} Cancel;
+
+static dlist_head cancel_pending = DLIST_STATIC_INIT(cancel_pending);
+
+/* The subtransaction is undone, or all is over. */
+static void
+forget_cancel(void *arg)
+{
+	dlist_delete(&((Cancel *) arg)->node);
+}
 
 static void
 xact_callback(XactEvent event, void *arg)
 {
-	ListCell   *lc;
+	dlist_iter	iter;
 
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
 			if (wake_pending)
 				(void) bbf_shmem_wake(MyDatabaseId);
-			foreach(lc, cancel_pending)
-				bbf_shmem_cancel(MyDatabaseId, lfirst(lc));
+			dlist_foreach(iter, &cancel_pending)
+				bbf_shmem_cancel(MyDatabaseId, dlist_container(Cancel, node, iter.cur)->job);
 			break;
 		case XACT_EVENT_PREPARE:
 			if (wake_pending)
@@ -50,7 +66,6 @@ xact_callback(XactEvent event, void *arg)
 			return;
 	}
 	wake_pending = false;
-	cancel_pending = NIL;
 }
 
 /* Once per process that has the library. */
@@ -74,10 +89,13 @@ bbf_wake_at_commit(void)
 void
 bbf_wake_cancel_at_commit(const char *job)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	Cancel	   *cancel = MemoryContextAllocZero(CurTransactionContext, sizeof(Cancel));
 
-	cancel_pending = lappend(cancel_pending, pstrdup(job));
-	MemoryContextSwitchTo(old);
+	strlcpy(cancel->job, job, NAMEDATALEN);
+	cancel->forget.func = forget_cancel;
+	cancel->forget.arg = cancel;
+	MemoryContextRegisterResetCallback(CurTransactionContext, &cancel->forget);
+	dlist_push_tail(&cancel_pending, &cancel->node);
 }
 
 /*

@@ -6,22 +6,29 @@
  * a window of so many below it (the setting lookback), and adds what is pending.
  * It is a walk of its own, in batches, and may take longer than a scan interval.
  *
- * R10: when may the watermark rise?  Keys are handed out before they commit, so
+ * R10, R19: when may the watermark rise?  Keys are handed out before they commit, so
  * the highest key that can be seen says nothing about those below it.  A mark is
- * the highest key that one snapshot sees, together with that snapshot's end
- * (xmax): all transactions that wrote anything before then have a lower xid.  Once
- * every snapshot's beginning (xmin) has come to that end, all of those have
- * ended, and what they have left is visible.  So a pass that begins after that
- * sees every row up to the mark whose transaction had begun to write when the
- * mark was taken; when it is done, the watermark rises to the mark.  While nobody
+ * the highest key that a snapshot sees, together with the next transaction id, read
+ * after that snapshot was taken: every transaction that had one by then, and so all
+ * that had written anything, has a lower one.  (The snapshot's own end, xmax, would
+ * not do: it is the newest transaction that has ended + 1, and a newer one may be
+ * writing.)  An id is in the list of running transactions before the next one can
+ * be read, and stays there until its transaction has ended, prepared ones
+ * included; a subtransaction's parent has a lower id and is in that list.  Once a later
+ * snapshot's beginning (xmin, the lowest running id) has come to the mark's id, all
+ * of those have ended, and what they have left is visible.  So a pass that begins
+ * after that sees every row up to the mark whose transaction had begun to write when
+ * the mark was taken; when it is done, the watermark rises to the mark.  While nobody
  * writes, that is the same pass; else the next one, or the first one after the
  * oldest writer has ended.  It never passes a row whose transaction is open.
  *
  * What this cannot know is a transaction that had drawn its key, but not begun to
- * write: one between nextval() and INSERT, a session that serves keys out of a
- * cached range of a sequence, an application that makes up keys.  Those keys come
- * late.  The window finds them as long as no more rows than that have come after
- * them; the sweep finds the rest.
+ * write: it has no id, for drawing a key is no write (nextval() takes an id only
+ * where it logs, once in 32 calls, and a cached range asks nobody).  That is
+ * one between nextval() and INSERT, be it for a moment in one statement, a session
+ * that serves keys out of a cached range of a sequence, an application that makes up
+ * keys.  Those keys come late.  The window finds them as long as no more rows than
+ * that have come after them; the sweep finds the rest.
  *
  * The marks are taken at the beginning of the fill as well, and used when phase
  * verify, which looks at all keys, is done.  A job that moves here from another mode
@@ -32,6 +39,7 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "mode.h"
@@ -69,7 +77,7 @@ update_state(const BbfJob *job, const char *assignments, const char *a, const ch
 					5, types, values, nulls, SPI_OK_UPDATE);
 }
 
-/* Have all transactions ended that were open when the mark was taken? */
+/* Have all transactions ended whose id is lower? */
 static bool
 is_ripe(const char *xid)
 {
@@ -84,34 +92,6 @@ is_ripe(const char *xid)
 	return ripe;
 }
 
-/*
- * The mark to which the watermark may rise once everything up to it has been
- * looked at, beginning now; NULL if there is none yet.  Takes a new mark when
- * there is none, or when the last one is ripe already.
- */
-static char *
-take_mark(BbfJob *job, const BbfPair *pair)
-{
-	char	   *ripe = job->next_mark && is_ripe(job->next_mark_xid) ? job->next_mark : NULL;
-	uint64		rows;
-
-	if (job->next_mark && ripe == NULL)
-		return NULL;
-	/* one statement, one snapshot: of the key and of its end */
-	rows = bbf_sql_run(psprintf("SELECT s.%s, pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text"
-								" FROM ONLY %s s ORDER BY s.%s USING %s LIMIT 1",
-								pair->source_key, pair->source_sql, pair->source_key,
-								pair->key_op[BTGreaterStrategyNumber]),
-					   0, NULL, NULL, NULL, SPI_OK_SELECT);
-	if (rows == 0)
-		return ripe;
-	job->next_mark = result_key(pair, rows);
-	job->next_mark_xid = bbf_sql_text(0, 2);
-	SPI_freetuptable(SPI_tuptable);
-	update_state(job, "next_mark = $3, next_mark_xid = $4", job->next_mark, job->next_mark_xid, NULL);
-	return is_ripe(job->next_mark_xid) ? job->next_mark : ripe;
-}
-
 /* The highest key that can be seen; NULL: there is none. */
 char *
 bbf_watermark_highest(const BbfPair *pair)
@@ -123,6 +103,28 @@ bbf_watermark_highest(const BbfPair *pair)
 
 	SPI_freetuptable(SPI_tuptable);
 	return key;
+}
+
+/*
+ * The mark to which the watermark may rise once everything up to it has been
+ * looked at, beginning now; NULL if there is none yet.  Takes a new mark when
+ * there is none, or when the last one is ripe already.
+ */
+static char *
+take_mark(BbfJob *job, const BbfPair *pair)
+{
+	char	   *ripe = job->next_mark && is_ripe(job->next_mark_xid) ? job->next_mark : NULL;
+	char	   *mark;
+
+	if (job->next_mark && ripe == NULL)
+		return NULL;
+	mark = bbf_watermark_highest(pair);
+	if (mark == NULL)
+		return ripe;
+	job->next_mark = mark;
+	job->next_mark_xid = psprintf(UINT64_FORMAT, U64FromFullTransactionId(ReadNextFullTransactionId()));
+	update_state(job, "next_mark = $3, next_mark_xid = $4", job->next_mark, job->next_mark_xid, NULL);
+	return is_ripe(job->next_mark_xid) ? job->next_mark : ripe;
 }
 
 /* The watermark rises. */
@@ -224,8 +226,8 @@ window_begin(const BbfJob *job, const BbfPair *pair)
 static bool
 begin_pass(BbfJob *job, const BbfPair *pair)
 {
+	job->pass_mark = take_mark(job, pair);	/* first: an id of our own holds a mark down as well */
 	look_for_truncate(job, pair);
-	job->pass_mark = take_mark(job, pair);
 	job->pass_cursor = window_begin(job, pair);
 	job->pass_end = bbf_watermark_highest(pair);
 	update_state(job, "pass_mark = $3, pass_cursor = $4, pass_end = $5",

@@ -71,10 +71,12 @@ ok(wait_phase($node, 'index'), 'on brings it back');
 
 # pause in an index build that waits for an old transaction.
 ok(waits_for_snapshot($node), 'the index build waits for an old transaction');
+app($node, q{DO $$ BEGIN PERFORM bgw_backfill.pause('events'); RAISE 'undone'; EXCEPTION WHEN raise_exception THEN NULL; END $$});
+ok(waits_for_snapshot($node), 'a pause that is rolled back to a savepoint cancels nothing');
 app($node, "SELECT bgw_backfill.pause('events')");
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM pg_stat_progress_create_index'),
 	'pause cancels the build');
-is(progress($node, 'state, phase, errors'), 'paused|index|0', 'state paused, in phase index, no error counted');
+is(progress($node, 'state, phase, errors'), 'paused|index|0', 'state paused, in phase index, no error counted, by neither pause');
 is($session->query_safe('SELECT 2'), '2', 'the old transaction is still there');
 app($node, "SELECT bgw_backfill.resume('events')");
 ok($node->poll_query_until('postgres', <<'SQL'), 'resume begins the build anew');
