@@ -150,7 +150,7 @@ reap(void)
 			come_back_later(slot->datid);
 		if (slot->kind == BBF_SLOT_WORKER)
 			judge_anew(slot);
-		if (slot->terminated && (db = bbf_shmem_database(slot->datid)) != NULL)
+		if (slot->terminated && slot->kind == BBF_SLOT_WORKER && (db = bbf_shmem_database(slot->datid)) != NULL)
 			db->dirty = true;	/* so that it is recorded */
 		slot->kind = BBF_SLOT_FREE;
 		slot->pid = 0;
