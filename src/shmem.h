@@ -128,6 +128,7 @@ extern BbfDatabase *bbf_shmem_database(Oid datid);
 extern void bbf_shmem_drop_due(int i);
 extern bool bbf_shmem_is_drained(Oid datid);
 extern bool bbf_shmem_has_worker(Oid datid, Oid owner);
+extern uint32 bbf_shmem_wait_class(pid_t pid);
 extern bool bbf_shmem_waits_for_lock(pid_t pid);
 extern int	bbf_shmem_count(BbfSlotKind kind, Oid datid, Oid owner);
 

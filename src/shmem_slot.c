@@ -207,13 +207,20 @@ bbf_shmem_index_percent(void)
 	return percent;
 }
 
+/* What kind of thing a process waits for now (PG_WAIT_..), or 0.  The lock is held. */
+uint32
+bbf_shmem_wait_class(pid_t pid)
+{
+	PGPROC	   *proc = BackendPidGetProc(pid);
+
+	return proc ? *(volatile uint32 *) &proc->wait_event_info & 0xFF000000 : 0;
+}
+
 /* Does a process wait for a lock: a table's, or a transaction's end?  The lock is held. */
 bool
 bbf_shmem_waits_for_lock(pid_t pid)
 {
-	PGPROC	   *proc = BackendPidGetProc(pid);
-
-	return proc && (*(volatile uint32 *) &proc->wait_event_info & 0xFF000000) == PG_WAIT_LOCK;
+	return bbf_shmem_wait_class(pid) == PG_WAIT_LOCK;
 }
 
 /*

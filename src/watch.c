@@ -13,8 +13,10 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
 #include <signal.h>
 
+#include "compat.h"
 #include "guc.h"
 #include "miscadmin.h"
 #include "shmem.h"
@@ -27,7 +29,7 @@
 static int
 longest_step(void)
 {
-	return bbf_guc_server_value(BBF_STATEMENT_TIMEOUT) + STEP_MS;
+	return Min(bbf_guc_server_value(BBF_STATEMENT_TIMEOUT), INT_MAX - STEP_MS) + STEP_MS;
 }
 
 /*
@@ -109,6 +111,31 @@ note_ended(const BbfSlot *slot)
 	strlcpy(ended->job, slot->job, NAMEDATALEN);
 }
 
+/* Is it the server that keeps a process, a disk that does not answer, rather than a user's code?  The lock is held. */
+static bool
+is_in_io(pid_t pid)
+{
+	uint32		wait = bbf_shmem_wait_class(pid);
+
+	return wait == PG_WAIT_IO || wait == PG_WAIT_LWLOCK;
+}
+
+/*
+ * Was everybody stopped for a while, the whole machine, say?  Then nobody is to blame for
+ * being late.
+ */
+static bool
+after_a_stop(TimestampTz now)
+{
+	static TimestampTz last = 0;
+	static TimestampTz not_before = 0;
+
+	if (TimestampDifferenceExceeds(last, now, BBF_GRACE_MS / 2))
+		not_before = TimestampTzPlusMilliseconds(now, BBF_GRACE_MS);
+	last = now;
+	return now < not_before;
+}
+
 /* Terminate a process that should be over; a copy of its slot goes to slot.  False: there is none. */
 static bool
 terminate_one(BbfSlot *result)
@@ -122,7 +149,7 @@ terminate_one(BbfSlot *result)
 		BbfSlot    *slot = &bbf_shared->slots[i];
 
 		if (slot->kind == BBF_SLOT_FREE || slot->pid == 0 || slot->terminated ||
-			slot->terminate_at == 0 || slot->terminate_at > now)
+			slot->terminate_at == 0 || slot->terminate_at > now || is_in_io(slot->pid))
 			continue;
 		kill(slot->pid, SIGTERM);
 		slot->terminated = found = true;
@@ -144,6 +171,8 @@ bbf_watch_run(void)
 	look_at_waits(GetCurrentTimestamp());
 	make_room(GetCurrentTimestamp());
 	LWLockRelease(bbf_shared->lock);
+	if (after_a_stop(GetCurrentTimestamp()))
+		return;
 	while (terminate_one(&slot))
 	{
 		if (slot.job[0] != '\0')
