@@ -37,7 +37,7 @@ strange_column(const BbfJob *job, Relation table, AttrNumber attno)
 		return NULL;
 	if (bbf_shape_default_runs_users_code(table, attno))
 		return psprintf("the default of column \"%s\"", name);
-	if (!ours && column->attnotnull && !column->atthasdef)
+	if (!ours && ((column->attnotnull && !column->atthasdef) || get_typtype(column->atttypid) == TYPTYPE_DOMAIN))
 		return psprintf("column \"%s\"", name);
 	return NULL;
 }

@@ -40,11 +40,14 @@
 /* how often an entry is made anew, if that itself makes it out of date */
 #define MAX_TRIES 3
 
+#define NOT_THE_JOBS "The table is not the job's."
+
 typedef struct CacheEntry
 {
 	char		name[NAMEDATALEN];
 	BbfServed  *served;			/* NULL: not known, or cannot be served */
-	TimestampTz failed_in;		/* the statement in which that was found out */
+	Oid			failed_for;		/* the table whose trigger found that out, */
+	TimestampTz failed_in;		/* and the statement */
 	uint64		failed_after;	/* the invalidations until then */
 } CacheEntry;
 
@@ -256,7 +259,7 @@ build_as_owner(BbfServed *served, const BbfJob *job)
 
 /* Read a job and prepare its statements.  An error if that can't be done. */
 static void
-build(BbfServed *served, const char *name)
+build(BbfServed *served, const char *name, Oid relid, bool of_source)
 {
 	BbfJob	   *job = bbf_job_load(name);
 	BbfUserContext before;
@@ -268,6 +271,10 @@ build(BbfServed *served, const char *name)
 	served->job_table = get_relname_relid("job", get_namespace_oid("bgw_backfill", false));
 	served->source = bbf_job_source(job);
 	served->target = bbf_job_target(job);
+	if (relid != (of_source ? served->source : served->target))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg(NOT_THE_JOBS)));
 	served->owner = bbf_pair_owner(served->source);
 	if (OidIsValid(served->source) && !bbf_job_belongs_to(job, served->owner))
 		ereport(ERROR,
@@ -344,7 +351,7 @@ warn(const char *name, Relation rel, const char *why)
  * becomes a WARNING.  Being cancelled or out of resources is passed on.
  */
 static BbfServed *
-try_build(const char *name, Relation rel)
+try_build(const char *name, Relation rel, bool of_source)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill trigger",
 												  ALLOCSET_SMALL_SIZES);
@@ -359,7 +366,7 @@ try_build(const char *name, Relation rel)
 	PG_TRY();
 	{
 		SPI_connect();
-		build(served, name);
+		build(served, name, RelationGetRelid(rel), of_source);
 		SPI_finish();
 		ReleaseCurrentSubTransaction();
 	}
@@ -406,7 +413,7 @@ bbf_served_peek(const char *name, Relation source)
 
 /* The entry of a job, made anew if it is not current; NULL, after a warning, if it cannot be served. */
 static CacheEntry *
-find_entry(const char *name, Relation rel)
+find_entry(const char *name, Relation rel, bool of_source)
 {
 	CacheEntry *entry;
 	FullTransactionId changed_in = InvalidFullTransactionId;
@@ -420,7 +427,8 @@ find_entry(const char *name, Relation rel)
 		entry->failed_in = 0;
 	}
 	/* not for each row of a statement anew */
-	if (entry->served == NULL && entry->failed_in == GetCurrentStatementStartTimestamp() &&
+	if (entry->served == NULL && entry->failed_for == RelationGetRelid(rel) &&
+		entry->failed_in == GetCurrentStatementStartTimestamp() &&
 		entry->failed_after == invalidations)
 		return NULL;
 	if (entry->served && !is_current(entry->served))
@@ -434,15 +442,16 @@ find_entry(const char *name, Relation rel)
 	}
 	if (entry->served == NULL)
 	{
-		BbfServed  *served = try_build(name, rel);
+		BbfServed  *served = try_build(name, rel, of_source);
 
 		/* building may have called us, and made one meanwhile */
 		entry = hash_search(cache, name, HASH_ENTER, &found);
-		if (found && entry->served && served)
+		if (found && entry->served)
 			bbf_served_release(entry->served);
 		entry->served = served;
 		if (served == NULL)
 		{
+			entry->failed_for = RelationGetRelid(rel);
 			entry->failed_in = GetCurrentStatementStartTimestamp();
 			entry->failed_after = invalidations;
 			return NULL;
@@ -473,7 +482,7 @@ bbf_served_get(const char *name, Relation rel, bool of_source, bool writes)
 	}
 	do
 	{
-		entry = find_entry(name, rel);
+		entry = find_entry(name, rel, of_source);
 		if (entry == NULL)
 			return NULL;
 		if (++tries > MAX_TRIES)
@@ -481,15 +490,16 @@ bbf_served_get(const char *name, Relation rel, bool of_source, bool writes)
 			warn(name, rel, "What it depends on changes each time it is looked at.");
 			return NULL;
 		}
+		/* nobody is to lock a job's tables by a trigger of his own */
+		if (RelationGetRelid(rel) != (of_source ? entry->served->source : entry->served->target))
+		{
+			warn(name, rel, NOT_THE_JOBS);
+			return NULL;
+		}
 		if (writes)
 			LockRelationOid(OidIsValid(entry->served->table_oid) ? entry->served->table_oid : entry->served->source,
 							RowExclusiveLock);
 	} while (!is_current(entry->served));
-	if (RelationGetRelid(rel) != (of_source ? entry->served->source : entry->served->target))
-	{
-		warn(name, rel, "The table is not the job's.");
-		return NULL;
-	}
 	if (writes && entry->served->rights_lost)
 	{
 		warn(name, rel, entry->served->rights_lost);

@@ -332,25 +332,50 @@ index_is_plain(Oid indexid)
 	return plain;
 }
 
+/* Are all columns of the server's types? */
+static bool
+columns_are_plain(Relation rel)
+{
+	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(RelationGetDescr(rel), i);
+
+		if (!column->attisdropped && !bbf_value_type_is_plain(column->atttypid))
+			return false;
+	}
+	return true;
+}
+
+/* Is it one of our triggers, whose WHEN runs nothing but the server's code? */
+static bool
+is_our_plain_trigger(const Trigger *trigger)
+{
+	return get_func_namespace(trigger->tgfoid) == get_namespace_oid("bgw_backfill", true) &&
+		(trigger->tgqual == NULL || bbf_shape_is_plain(stringToNode(trigger->tgqual)));
+}
+
 /*
  * Does a write to the table run nobody's code but the server's?  events: which
- * writes, as TRIGGER_TYPE_*.  No trigger but foreign keys' and our own, no check, no generated column, no expression or
- * operator class of a user's in an index.
+ * writes, as TRIGGER_TYPE_*.  It is no partition, whose bounds are looked at; it has
+ * no rule, no trigger but foreign keys' (which compare columns) and our own, no
+ * check, no generated column, no expression or operator class of a user's in an
+ * index.
  */
 bool
 bbf_shape_write_is_plain(Oid relid, int16 events)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
-	bool		plain = constr == NULL || (constr->num_check == 0 && !constr->has_generated_stored);
+	bool		plain = !rel->rd_rel->relispartition && rel->rd_rules == NULL &&
+	(constr == NULL || (constr->num_check == 0 && !constr->has_generated_stored));
 	ListCell   *lc;
 
 	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
 	{
 		Trigger    *trigger = &rel->trigdesc->triggers[i];
 
-		plain = plain && (trigger->tgisinternal || (trigger->tgtype & events) == 0 ||
-						  get_func_namespace(trigger->tgfoid) == get_namespace_oid("bgw_backfill", true));
+		plain = plain && ((trigger->tgtype & events) == 0 ||
+						  (trigger->tgisinternal ? columns_are_plain(rel) : is_our_plain_trigger(trigger)));
 	}
 	foreach(lc, RelationGetIndexList(rel))
 		plain = plain && index_is_plain(lfirst_oid(lc));

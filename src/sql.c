@@ -31,7 +31,7 @@
 
 #define MAX_KEPT 48				/* plans of statements */
 
-static int	executing = 0;		/* kept plans */
+static int	executing = 0;		/* kept plans that are being planned or executed */
 
 /* Is this a worker, as the owner that it is connected as? */
 static void
@@ -77,51 +77,70 @@ bbf_sql_text(uint64 row, int column)
 	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
 }
 
+/* The plans of statements that are run again and again, the last used first. */
+static struct KeptPlan
+{
+	char	   *sql;
+	SPIPlanPtr	plan;
+}			kept[MAX_KEPT];
+
+/* The plan that is kept for a statement, put first; NULL: none. */
+static SPIPlanPtr
+find_kept(const char *sql, int nargs, Oid *types)
+{
+	for (int i = 0; i < MAX_KEPT && kept[i].sql; i++)
+	{
+		struct KeptPlan found = kept[i];
+		bool		same = strcmp(found.sql, sql) == 0 && SPI_getargcount(found.plan) == nargs;
+
+		for (int arg = 0; arg < nargs && same; arg++)
+			same = SPI_getargtypeid(found.plan, arg) == types[arg];
+		if (!same)
+			continue;
+		memmove(&kept[1], &kept[0], sizeof(kept[0]) * i);
+		kept[0] = found;
+		return found.plan;
+	}
+	return NULL;
+}
+
 /*
  * The plan of a statement that is run again and again, NULL if there cannot be one.
  * Kept for as long as the process lives, the least used go first; the server makes
  * it anew when a table changes, or when what a name means does.  None goes while one
- * is being executed: a statement of a trigger's must not push out the plan that
- * fires it.  options: as SPI_prepare_cursor() takes them.
+ * is being planned or executed: a statement of a trigger's, or of a function's that
+ * the planner evaluates, must not push out the plan that fires it.  options: as
+ * SPI_prepare_cursor() takes them.
  */
 static SPIPlanPtr
 kept_plan(const char *sql, int nargs, Oid *types, int options)
 {
-	static struct
-	{
-		char	   *sql;
-		SPIPlanPtr	plan;
-	}			kept[MAX_KEPT],
-				found = {NULL, NULL};
-	int			i = 0;
-	bool		same = false;
+	SPIPlanPtr	plan = find_kept(sql, nargs, types);
+	SPIPlanPtr	meanwhile;
 
-	for (i = 0; i < MAX_KEPT && kept[i].sql && !same; i++)
+	if (plan)
+		return plan;
+	if (kept[MAX_KEPT - 1].sql && executing > 0)
+		return NULL;
+	plan = SPI_prepare_cursor(sql, nargs, types, options);
+	if (plan == NULL)
+		return NULL;
+	/* parsing may have run a function that came here */
+	meanwhile = find_kept(sql, nargs, types);
+	if (meanwhile || (kept[MAX_KEPT - 1].sql && executing > 0) || SPI_keepplan(plan) != 0)
 	{
-		same = strcmp(kept[i].sql, sql) == 0 && SPI_getargcount(kept[i].plan) == nargs;
-		for (int arg = 0; arg < nargs && same; arg++)
-			same = SPI_getargtypeid(kept[i].plan, arg) == types[arg];
+		SPI_freeplan(plan);
+		return meanwhile;
 	}
-	if (same)
-		found = kept[--i];
-	else
+	if (kept[MAX_KEPT - 1].sql)
 	{
-		if (i == MAX_KEPT && executing > 0)
-			return NULL;
-		found.plan = SPI_prepare_cursor(sql, nargs, types, options);
-		if (found.plan == NULL || SPI_keepplan(found.plan) != 0)
-			return NULL;
-		found.sql = MemoryContextStrdup(TopMemoryContext, sql);
-		if (i == MAX_KEPT)
-		{
-			i--;
-			SPI_freeplan(kept[i].plan);
-			pfree(kept[i].sql);
-		}
+		SPI_freeplan(kept[MAX_KEPT - 1].plan);
+		pfree(kept[MAX_KEPT - 1].sql);
 	}
-	memmove(&kept[1], &kept[0], sizeof(kept[0]) * i);
-	kept[0] = found;
-	return found.plan;
+	memmove(&kept[1], &kept[0], sizeof(kept[0]) * (MAX_KEPT - 1));
+	kept[0].sql = MemoryContextStrdup(TopMemoryContext, sql);
+	kept[0].plan = plan;
+	return plan;
 }
 
 /*
@@ -205,13 +224,14 @@ bbf_sql_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const 
 	MemoryContext context = CurrentMemoryContext;
 	ParamListInfo params = makeParamList(nargs);
 	SPIExecuteOptions options = {.params = params, .read_only = false, .dest = dest};
-	SPIPlanPtr	plan;
-	int			rc;
+	SPIPlanPtr	volatile plan;
+	volatile int rc = 0;
+	volatile bool fitting = false;
 
 	check_worker();
 	plan = kept_plan(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
 	MemoryContextSwitchTo(context);
-	if (plan == NULL || !kept_plan_fits(plan, fits))
+	if (plan == NULL)
 		return false;
 	for (int i = 0; i < nargs; i++)
 	{
@@ -223,7 +243,9 @@ bbf_sql_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const 
 	executing++;
 	PG_TRY();
 	{
-		rc = SPI_execute_plan_extended(plan, &options);
+		fitting = kept_plan_fits(plan, fits);
+		if (fitting)
+			rc = SPI_execute_plan_extended(plan, &options);
 	}
 	PG_FINALLY();
 	{
@@ -231,9 +253,9 @@ bbf_sql_query_kept(const char *sql, int nargs, Oid *types, Datum *values, const 
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
-	if (rc != SPI_OK_SELECT)
+	if (fitting && rc != SPI_OK_SELECT)
 		elog(ERROR, "SPI returned %s for \"%s\"", SPI_result_code_string(rc), sql);
-	return true;
+	return fitting;
 }
 
 /* Run a utility statement that may stand in a transaction, in a worker. */

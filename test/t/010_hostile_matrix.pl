@@ -14,6 +14,7 @@ use Test::More;
 
 my $node = new_node('matrix', conf => <<'CONF');
 log_error_verbosity = terse
+log_min_error_statement = fatal
 bgw_backfill.batch_sleep = 0
 bgw_backfill.scan_interval = 1h
 bgw_backfill.retry_delay = 10ms
@@ -22,25 +23,32 @@ CONF
 $node->safe_psql('postgres', '', extra_params => [ '-v', 'ON_ERROR_STOP=1', '-f', dirname(__FILE__) . '/hostile_matrix.sql' ]);
 
 # What of hers is called where; each hook has its name wherever it says something.
-my @type_hooks = qw(key_domain group_domain comparison);
-my @table_hooks = map { ("src_$_", "tgt_$_") } qw(default check generated idxexpr idxpred before after statement deferred policy);
+my @type_hooks = qw(key_domain group_domain column_domain comparison);
+my @table_hooks = map { ("src_$_", "tgt_$_") } qw(default check generated idxexpr idxpred fold stats before after statement deferred policy);
 my @condition_hooks = qw(pending_where match_where cast);
-my @sidecar_hooks = qw(sc_before sc_after sc_statement sc_deferred sc_idxexpr sc_idxpred sc_exclude sc_rule sc_policy sc_check sc_default);
-my @other_hooks = qw(handler path view view_rule fold path_public);
+my @sidecar_hooks = map { "sc_$_" } qw(before after statement deferred idxexpr idxpred fold stats exclude rule policy check default);
+my @other_hooks = qw(handler path view view_rule made_meanwhile path_public);
 sql($node, "INSERT INTO chk.hook VALUES ('$_')") foreach @type_hooks, @table_hooks, @condition_hooks, @sidecar_hooks, @other_hooks;
 
-# A pair of tables of hers: with a key and a group of her types, or plain ones with all that can stand on a table.
-# n is what the tests find rows by, without her code. Of each fifteen rows three are pending.
+# A pair of tables of hers. Kind types: with a key and a group of her types; hooks: with all that can stand on a table;
+# plain: nothing of that. n is what the tests find rows by, without her code. Of each fifteen rows three are pending.
 my %kind;		# of a pair
 
 sub key { my ($pair, $n) = @_; return $kind{$pair} eq 'types' ? "[$n," . ($n + 1) . ')' : $n; }
 sub group { my ($pair, $name) = @_; return $kind{$pair} eq 'types' ? "($name)" : $name; }
 
+sub columns
+{
+	my ($kind) = @_;
+
+	return $kind eq 'types' ? ('mal.rng', 'mal.grp') : $kind eq 'hooks' ? ('mal.dcolumn', 'mal.dgroup') : ('bigint', 'text');
+}
+
 sub make_pair
 {
 	my ($pair, $kind, $rls) = @_;
 	my $types = $kind eq 'types';
-	my ($key, $group) = $types ? ('mal.rng', 'mal.grp') : ('bigint', 'mal.dgroup');
+	my ($key, $group) = columns($kind);
 	my $n_to_key = $types ? "('[' || n || ',' || n + 1 || ')')::mal.rng" : 'n';
 	my $n_to_group = $types ? "('(g' || n % 3 || ')')::mal.grp" : "'g' || n % 3";
 	my $sql = <<"SQL";
@@ -50,14 +58,16 @@ INSERT INTO $pair SELECT $n_to_key, $n_to_group, 'text', n FROM generate_series(
 INSERT INTO ${pair}_t SELECT k, n FROM $pair WHERE n % 15 NOT IN (4, 8, 12);
 SQL
 	$kind{$pair} = $kind;
-	foreach my $table ($types ? () : ([ 'src', $pair ], [ 'tgt', "${pair}_t" ]))
+	foreach my $table ($kind ne 'hooks' ? () : ([ 'src', $pair ], [ 'tgt', "${pair}_t" ]))
 	{
 		my ($h, $name) = @$table;
 		$sql .= <<"SQL";
-ALTER TABLE $name ADD x text DEFAULT mal.same('${h}_default', 'x'::text), ADD y int GENERATED ALWAYS AS (mal.same('${h}_generated', n)) STORED,
+ALTER TABLE $name ADD x pg_catalog.text DEFAULT mal.same('${h}_default', 'x'::pg_catalog.text), ADD y pg_catalog.int4 GENERATED ALWAYS AS (mal.same('${h}_generated', n)) STORED,
 	ADD CHECK (mal.imm('${h}_check', n));
 CREATE INDEX ON $name (mal.imm('${h}_idxexpr', n));
 CREATE INDEX ON $name (n) WHERE mal.imm('${h}_idxpred', n);
+CREATE INDEX ON $name (mal.imm('${h}_fold', 1), n) WHERE mal.imm('${h}_fold', 2);
+CREATE STATISTICS ${name}_stats ON (mal.imm('${h}_stats', 3)), n FROM $name;
 CREATE TRIGGER a_before BEFORE INSERT OR UPDATE OR DELETE ON $name FOR EACH ROW EXECUTE FUNCTION mal.trg('${h}_before');
 CREATE TRIGGER z_after AFTER INSERT OR UPDATE OR DELETE ON $name FOR EACH ROW EXECUTE FUNCTION mal.trg('${h}_after');
 CREATE TRIGGER z_stmt AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON $name FOR EACH STATEMENT EXECUTE FUNCTION mal.trg('${h}_statement');
@@ -65,7 +75,9 @@ CREATE CONSTRAINT TRIGGER deferred AFTER INSERT OR UPDATE OR DELETE ON $name DEF
 	FOR EACH ROW EXECUTE FUNCTION mal.trg('${h}_deferred');
 SQL
 	}
-	foreach my $table (grep { $_ } !$types && "${pair}_t", !$types && $rls && $pair)
+	# as the index on pending rows does, so that an UPDATE of the group is no HOT one with a job or without
+	$sql .= "CREATE INDEX ON $pair (grp, k);";
+	foreach my $table ($kind ne 'hooks' ? () : "${pair}_t", $rls ? $pair : ())
 	{
 		my $h = $table eq $pair ? 'src' : 'tgt';
 		$sql .= "ALTER TABLE $table ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON $table USING (mal.imm('${h}_policy', n));";
@@ -113,7 +125,7 @@ sub session
 		  . ($after ? "$after\n" : '')
 		  . "SELECT '\@\@changed $where/$caller/$name ', chk.changed(pg_catalog.current_setting('search_path'));\n"
 		  . "RESET search_path; RESET datestyle; RESET work_mem;\n";
-		$sql .= "ALTER ROLE mallory NOSUPERUSER;\n" if $caller eq 'admin';
+		$sql .= "DISCARD TEMP;\n" . ($caller eq 'admin' ? "ALTER ROLE mallory NOSUPERUSER;\n" : '');
 	}
 	local $ENV{PGOPTIONS} = '-c search_path=mal,public,pg_catalog';
 	$node->psql('postgres', $sql, stdout => \$out, stderr => \$err, on_error_stop => 0,
@@ -135,10 +147,18 @@ sub read_session
 }
 
 # A cell whose statement is taken back.
-sub tried { my ($name, $statement) = @_; return [ $name, $statement, 'BEGIN;', 'ROLLBACK;' ]; }
+sub tried { my ($name, $statement, $mode) = @_; return [ $name, $statement, 'BEGIN ' . ($mode // '') . ';', 'ROLLBACK;' ]; }
 
 # "n is one of these", by the server's own operator whatever the search path.
 sub n_is { my ($alias, @n) = @_; return "${alias}n OPERATOR(pg_catalog.=) ANY ('{" . join(',', @n) . "}')"; }
+
+# A target row: given, or where its type's input would be her code, read from the source.
+sub target_row
+{
+	my ($pair, $n) = @_;
+
+	return "INSERT INTO ${pair}_t (k, n) " . ($kind{$pair} eq 'types' ? "SELECT k, n FROM $pair WHERE " . n_is('', $n) : "VALUES ($n, $n)") . ';';
+}
 
 # What writers do to a pair's rows, fifteen of them from $b + 1 on; 4, 8 and 12 are pending.
 sub writes_to_target
@@ -148,7 +168,7 @@ sub writes_to_target
 	my $copied = join('', map { key($pair, $b + $_) . "\t" . ($b + $_) . "\n" } 8, 12);
 
 	return (
-		[ 'ins', "INSERT INTO $t (k, n) SELECT k, n FROM $pair WHERE " . n_is('', $b + 4) . ';' ],
+		[ 'ins', target_row($pair, $b + 4) ],
 		[ 'insmany', "INSERT INTO $t (k, n) SELECT k, n FROM $pair WHERE " . n_is('', $b + 8, $b + 12) . ';' ],
 		[ 'upd', "UPDATE $t SET note = 'x' WHERE " . n_is('', $b + 1) . ';' ],
 		[ 'del', "DELETE FROM $t WHERE " . n_is('', $b + 4) . ';' ],
@@ -207,7 +227,7 @@ sub calls
 	my @cells = (
 		[ 'claim', "$claim($job, 4) \\gset" ],
 		[ 'extend', "SELECT bgw_backfill.extend($job, :t, '5 minutes');" ],
-		[ 'claim_room', "SELECT pg_catalog.count(*) FROM bgw_backfill.claim($job, 300);", 'BEGIN;', 'ROLLBACK;' ],
+		tried('claim_room', "SELECT pg_catalog.count(*) FROM bgw_backfill.claim($job, 300);"),
 		[ 'fail', "SELECT bgw_backfill.fail($job, ARRAY[:'k'], :t, 'no');" ],
 		[ 'requeue', "SELECT bgw_backfill.requeue($job, ARRAY[:'k']);" ],
 		[ 'requeue_all', "SELECT bgw_backfill.requeue($job);" ],
@@ -216,6 +236,9 @@ sub calls
 		[ 'claim_short', "$claim($job, 2, '1 millisecond') \\gset" ],
 		[ 'claim_again', "$claim($job, 2, '1 millisecond', '$group') \\gset" ],
 		[ 'fail_late', "SELECT bgw_backfill.fail($job, :'ks', 1, 'no');" ],
+		tried('claim_repeatable', "SELECT pg_catalog.count(*) FROM bgw_backfill.claim($job, 4);", 'ISOLATION LEVEL REPEATABLE READ'),
+		[ 'raise', "SELECT bgw_backfill.requeue($job, ARRAY['" . key($pair, 666) . "']);" ],
+		[ 'raise_caught', "DO 'BEGIN PERFORM bgw_backfill.requeue(''$pair'', ARRAY[''" . key($pair, 666) . "'']); EXCEPTION WHEN OTHERS THEN NULL; END';" ],
 		[ 'wrong_key', "SELECT bgw_backfill.requeue($job, '{no such key}');" ],
 		(map { [ $_, "SELECT pg_catalog.count(*) FROM bgw_backfill.$_ q;" ] } qw(progress jobs pending_groups quarantine)),
 		[ 'wait', "CALL bgw_backfill.wait($job, 'live', '1 minute');" ],
@@ -252,6 +275,14 @@ sub live_job
 	return ok(wait_for($node, "phase = 'live' OR state = 'failed'", $pair) && progress($node, 'phase', $pair) eq 'live', "job $pair is live");
 }
 
+# Nothing is handed out any more, nor in quarantine; what expired is settled by whoever comes next.
+sub give_back
+{
+	my ($pair) = @_;
+
+	return sql($node, "UPDATE bgw_backfill.claim SET expires_at = '-infinity' WHERE job = '$pair'; DELETE FROM bgw_backfill.attempt WHERE job = '$pair'");
+}
+
 my @jobs = (
 	[ 'tside', 'types', 0, mode => 'sidecar' ],
 	[ 'tcol', 'types', 0, mode => 'column' ],
@@ -278,11 +309,18 @@ foreach my $pair (qw(tctl hctl rctl))
 
 live_job($_->[0], 'mallory', @$_[ 3 .. $#$_ ]) foreach @jobs;
 live_job('bobs', 'bob', mode => 'sidecar');
+app($node, "GRANT SELECT ON $_->[0]_pending TO wendy, PUBLIC", undef, 'mallory') foreach grep { !$refused{ $_->[0] } } @jobs;
 foreach my $pair (grep { !$refused{$_} } qw(tside tcol hside hcol))
 {
 	writes($pair, 0, 0, 15);
 	writes($pair, 1, 30, 45);
-	sql($node, "UPDATE bgw_backfill.claim SET expires_at = '-infinity' WHERE job = '$pair'");
+	give_back($pair);
+}
+# The same without a deferred trigger on a source that we write.
+if (!$refused{hcol})
+{
+	app($node, 'DROP TRIGGER deferred ON hcol', undef, 'mallory');
+	session('wendy', 'hcol+restricted', map { [ "free_$_->[0]", $_->[1] ] } writes_to_target('hcol', 60));
 }
 app($node, <<'SQL', undef, 'mallory');
 CREATE OR REPLACE VIEW hside_pending AS SELECT k, grp FROM hside_sidecar WHERE mal.imm('view', k);
@@ -290,8 +328,11 @@ CREATE RULE r AS ON INSERT TO hside_pending DO INSTEAD SELECT mal.evil('view_rul
 SQL
 foreach my $pair ('bobs', grep { !$refused{$_} } map { $_->[0] } @jobs)
 {
-	session($_, $pair, calls($pair)) foreach qw(admin wendy bob mallory);
-	sql($node, "UPDATE bgw_backfill.claim SET expires_at = '-infinity' WHERE job = '$pair'");
+	foreach my $caller (qw(admin wendy bob mallory))
+	{
+		session($caller, $pair, calls($pair));
+		give_back($pair);
+	}
 }
 
 # What she puts on the table of pending keys, which is the extension's as far as writers go. It may be refused, or gone
@@ -304,6 +345,8 @@ my %on_sidecar = (
 	  . " FOR EACH ROW EXECUTE FUNCTION mal.trg('sc_deferred')",
 	sc_idxexpr => "CREATE INDEX h ON SC (mal.imm('sc_idxexpr', k))",
 	sc_idxpred => "CREATE INDEX h ON SC (k) WHERE mal.imm('sc_idxpred', k)",
+	sc_fold => "CREATE INDEX h ON SC (mal.imm('sc_fold', 1), k) WHERE mal.imm('sc_fold', 2)",
+	sc_stats => "CREATE STATISTICS h ON (mal.imm('sc_stats', 1)), k FROM SC",
 	sc_exclude => "ALTER TABLE SC ADD CONSTRAINT h EXCLUDE USING btree ((mal.alt('sc_exclude', k)) WITH OPERATOR(pg_catalog.=)) DEFERRABLE INITIALLY DEFERRED",
 	sc_rule => "CREATE RULE h AS ON DELETE TO SC DO ALSO SELECT mal.evil('sc_rule')",
 	sc_policy => "CREATE POLICY h ON SC USING (mal.imm('sc_policy', k)); ALTER TABLE SC ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
@@ -311,7 +354,8 @@ my %on_sidecar = (
 	sc_default => "ALTER TABLE SC ALTER enqueued_at SET DEFAULT mal.same('sc_default', pg_catalog.now())");
 my %off_sidecar = (
 	(map { $_ => 'DROP TRIGGER IF EXISTS h ON SC' } qw(sc_before sc_after sc_statement sc_deferred)),
-	(map { $_ => 'DROP INDEX IF EXISTS h' } qw(sc_idxexpr sc_idxpred)),
+	(map { $_ => 'DROP INDEX IF EXISTS h' } qw(sc_idxexpr sc_idxpred sc_fold)),
+	sc_stats => 'DROP STATISTICS IF EXISTS h',
 	(map { $_ => 'ALTER TABLE SC DROP CONSTRAINT IF EXISTS h' } qw(sc_exclude sc_check)),
 	sc_rule => 'DROP RULE IF EXISTS h ON SC',
 	sc_policy => 'DROP POLICY IF EXISTS h ON SC; ALTER TABLE SC DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY',
@@ -319,42 +363,77 @@ my %off_sidecar = (
 
 sub on_table { my ($sql, $table) = @_; $sql =~ s/\bSC\b/$table/g; return "$sql;"; }
 
-# The writes that reach it, after each of which all is as it was; then what reads it.
+# The writes that reach it, after which all is as it was; and claims, one of which takes a stale key away.
 sub sidecar_writes
 {
 	my ($pair, $source_too) = @_;
-	my $n = 64;
+	my $t = "${pair}_t";
+	my @n = (64, 68, 72);
+	my $row = sub { my ($n) = @_; return "('" . key($pair, $n) . "', '" . group($pair, 'g1') . "', 'new', $n)" };
 	my @source = (
-		[ 's_ins', "INSERT INTO $pair (k, grp, body, n) VALUES (2000, 'g1', 'new', 2000), (2001, 'g1', 'new', 2001);" ],
+		[ 's_ins', "INSERT INTO $pair (k, grp, body, n) VALUES " . $row->(2000) . ';' ],
+		[ 's_insmany', "INSERT INTO $pair (k, grp, body, n) VALUES " . $row->(2001) . ', ' . $row->(2002) . ';' ],
 		[ 's_updgrp', "UPDATE $pair SET grp = (SELECT s.grp FROM $pair s WHERE " . n_is('s.', 62) . ') WHERE ' . n_is('', 2000, 2001) . ';' ],
-		[ 's_del', "DELETE FROM $pair WHERE " . n_is('', 2000, 2001) . ';' ]);
-	return ([ 'ins', "INSERT INTO ${pair}_t (k, n) SELECT k, n FROM $pair WHERE " . n_is('', $n) . ';' ],
-		[ 'del', "DELETE FROM ${pair}_t WHERE " . n_is('', $n) . ';' ],
-		[ 'insmany', "INSERT INTO ${pair}_t (k, n) SELECT k, n FROM $pair WHERE " . n_is('', $n, $n + 4, $n + 8) . ';' ],
-		[ 'delmany', "DELETE FROM ${pair}_t WHERE " . n_is('', $n, $n + 4, $n + 8) . ';' ],
+		[ 's_del', "DELETE FROM $pair WHERE " . n_is('', 2000, 2001, 2002) . ';' ],
+		[ 'claim', "SELECT pg_catalog.count(*) FROM bgw_backfill.claim('$pair', 100, '1 millisecond');" ],
+		tried('s_trunc', "TRUNCATE $pair, $t;"));
+
+	return ([ 'ins', target_row($pair, $n[0]) ],
+		[ 'del', "DELETE FROM $t WHERE " . n_is('', $n[0]) . ';' ],
+		[ 'insmany', "INSERT INTO $t (k, n) SELECT k, n FROM $pair WHERE " . n_is('', @n) . ';' ],
+		[ 'delmany', "DELETE FROM $t WHERE " . n_is('', @n) . ';' ],
 		$source_too ? @source : (),
-		tried('claim', "SELECT pg_catalog.count(*) FROM bgw_backfill.claim('$pair', 100);"),
+		tried('claim_tried', "SELECT pg_catalog.count(*) FROM bgw_backfill.claim('$pair', 100);"),
 		tried('dry_track', track_call($pair, job => 'xdry', mode => 'sidecar', dry_run => 1)));
 }
 
-foreach my $hook ($refused{hside} ? () : @sidecar_hooks)
-{
-	my $error = error_of($node, on_table($on_sidecar{$hook}, 'hside_sidecar'), undef, 'mallory');
+# Matched, and in the table of pending keys all the same, so that a claim has something to take away; and no more.
+sub stale { my ($pair) = @_; return sql($node, "SET session_replication_role = replica; INSERT INTO ${pair}_t (k, n) SELECT k, n FROM $pair WHERE n = 72; ALTER ROLE mallory NOSUPERUSER"); }
+sub not_stale { my ($pair) = @_; return sql($node, "DELETE FROM ${pair}_t WHERE n = 72; ALTER ROLE mallory NOSUPERUSER"); }
 
-	note("$hook: $error") if $error;
-	sql($node, "SELECT nextval('mal.armed')") if $hook eq 'sc_exclude';
-	session('admin', "hside+$hook", sidecar_writes('hside', 1));
-	session('wendy', "hside+$hook", sidecar_writes('hside', 0));
-	session('mallory', "self+$hook", tried('direct', "INSERT INTO hside_sidecar (k) VALUES (-1);\nDELETE FROM hside_sidecar WHERE k OPERATOR(pg_catalog.=) -1;"));
-	sql($node, 'ALTER SEQUENCE mal.armed RESTART');
-	error_of($node, on_table($off_sidecar{$hook}, 'hside_sidecar'), undef, 'mallory');
+# Is what she has put there still there?
+sub hook_is_there
+{
+	my ($table) = @_;
+
+	return sql($node, <<"SQL") > 0;
+SELECT (SELECT count(*) FROM pg_trigger WHERE tgname = 'h' AND tgrelid = '$table'::regclass) + (SELECT count(*) FROM pg_class WHERE relname = 'h')
+	+ (SELECT count(*) FROM pg_constraint WHERE conname = 'h' AND conrelid = '$table'::regclass) + (SELECT count(*) FROM pg_rewrite WHERE rulename = 'h')
+	+ (SELECT count(*) FROM pg_policy WHERE polname = 'h') + (SELECT count(*) FROM pg_statistic_ext WHERE stxname = 'h')
+	+ (SELECT count(*) FROM pg_attrdef WHERE adrelid = '$table'::regclass AND pg_get_expr(adbin, adrelid) ~ 'sc_default')
+SQL
+}
+
+my @unheard;	# hooks of hers on the table of pending keys that are there: she has to hear of them when she writes to it
+foreach my $pair (grep { !$refused{$_} } qw(hside tside))
+{
+	my $row = "('" . key($pair, -1) . "')";
+
+	foreach my $hook (grep { $pair eq 'hside' || $_ ne 'sc_exclude' } @sidecar_hooks)
+	{
+		my $error = error_of($node, on_table($on_sidecar{$hook}, "${pair}_sidecar"), undef, 'mallory');
+
+		note("$pair, $hook: $error") if $error;
+		sql($node, "SELECT nextval('mal.armed')") if $hook eq 'sc_exclude';
+		session('admin', "$pair+$hook", sidecar_writes($pair, 1));
+		session('wendy', "$pair+$hook", sidecar_writes($pair, 0));
+		give_back($pair);
+		stale($pair);
+		session('admin', "$pair+$hook", [ 'claim_stale', "SELECT pg_catalog.count(*) FROM bgw_backfill.claim('$pair', 100, '1 millisecond');" ]);
+		not_stale($pair);
+		push @unheard, [ $pair, $hook ] if !$error && hook_is_there("${pair}_sidecar");
+		session('mallory', "self+$hook", tried($pair, "INSERT INTO ${pair}_sidecar (k) VALUES $row;\nDELETE FROM ${pair}_sidecar WHERE k IS NOT NULL;\nSET CONSTRAINTS ALL IMMEDIATE;"));
+		sql($node, 'ALTER SEQUENCE mal.armed RESTART');
+		error_of($node, on_table($off_sidecar{$hook}, "${pair}_sidecar"), undef, 'mallory');
+		give_back($pair);
+	}
 }
 
 # A table of that name that she has made before the worker comes to it, with all of that on it.
 {
 	my $error = error_of($node, 'BEGIN; ' . track_call('pre', mode => 'sidecar')
-		  . ' CREATE TABLE pre_sidecar (k bigint NOT NULL, grp mal.dgroup, enqueued_at timestamptz NOT NULL DEFAULT now());'
-		  . join('', map { (my $statement = on_table($on_sidecar{$_}, 'pre_sidecar')) =~ s/ h / h_$_ /; $statement } grep { $_ ne 'sc_rule' && $_ ne 'sc_policy' } @sidecar_hooks)
+		  . ' CREATE TABLE pre_sidecar (k mal.dcolumn NOT NULL, grp mal.dgroup, enqueued_at timestamptz NOT NULL DEFAULT now());'
+		  . join('', map { (my $statement = on_table($on_sidecar{$_}, 'pre_sidecar')) =~ s/ h / h_$_ /; $statement } grep { !/^sc_(?:rule|policy|default)$/ } @sidecar_hooks)
 		  . ' COMMIT', undef, 'mallory');
 	note("pre: $error") if $error;
 	ok($error || wait_for($node, "phase = 'live' OR state = 'failed'", 'pre'), 'a table that was there before is taken, or not');
@@ -385,29 +464,23 @@ if (!$refused{hside} && !$refused{hwm} && !$refused{tcol})
 }
 
 # An index lock that admin waits for in track(), and a table whose index is an expression of hers meanwhile.
-make_pair('late', 'types', 0);
-make_pair('later', 'hooks', 0);
-foreach my $pair (qw(late later))
+make_pair('late', 'plain', 0);
+foreach my $dry (1, 0)
 {
-	foreach my $dry (1, 0)
-	{
-		my $mallory = $node->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'mallory' ]);
-		my $admin = $node->background_psql('postgres', on_error_stop => 0);
-		my $cell = "$pair/admin/fold" . ($dry ? '_dry' : '');
-		my $key = $kind{$pair} eq 'types' ? 'mal.rng' : 'bigint';
-		my $group = $kind{$pair} eq 'types' ? 'mal.grp' : 'mal.dgroup';
+	my $mallory = $node->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'mallory' ]);
+	my $admin = $node->background_psql('postgres', on_error_stop => 0);
+	my $cell = 'late/admin/' . ($dry ? 'dry_sidecar' : 'track_sidecar');
 
-		$mallory->query_safe("BEGIN; REINDEX INDEX ${pair}_pkey");
-		$admin->query_safe("SET application_name = '$cell'");
-		$admin->query_until(qr/begun/, "\\echo begun\nBEGIN;\n" . track_call($pair, mode => 'sidecar', dry_run => $dry) . "\n");
-		ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = '$cell' AND wait_event_type = 'Lock'"),
-			"$cell: track() waits for her lock");
-		$mallory->query_safe("CREATE TABLE ${pair}_sidecar (k $key NOT NULL, grp $group, enqueued_at timestamptz NOT NULL DEFAULT now());"
-			  . "CREATE INDEX ON ${pair}_sidecar (mal.imm('fold', 1)); CREATE INDEX ON ${pair}_sidecar (k) WHERE mal.imm('fold', 2); COMMIT");
-		$admin->query('ROLLBACK');
-		end_session($_) foreach $admin, $mallory;
-		sql($node, "DROP TABLE ${pair}_sidecar; ALTER ROLE mallory NOSUPERUSER");
-	}
+	$mallory->query_safe('BEGIN; REINDEX INDEX late_pkey');
+	$admin->query_safe("SET application_name = '$cell'");
+	$admin->query_until(qr/begun/, "\\echo begun\nBEGIN;\n" . track_call('late', mode => 'sidecar', dry_run => $dry) . "\n");
+	ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = '$cell' AND wait_event_type = 'Lock'"),
+		"$cell: waits for her lock");
+	$mallory->query_safe('CREATE TABLE late_sidecar (k bigint NOT NULL, grp text, enqueued_at timestamptz NOT NULL DEFAULT now());'
+		  . "CREATE INDEX ON late_sidecar (mal.imm('made_meanwhile', 1)); CREATE INDEX ON late_sidecar (k) WHERE mal.imm('made_meanwhile', 2); COMMIT");
+	$admin->query('ROLLBACK');
+	end_session($_) foreach $admin, $mallory;
+	sql($node, 'DROP TABLE late_sidecar; ALTER ROLE mallory NOSUPERUSER');
 }
 
 # An operator that the server lacks, in a schema that is in everybody's path.
@@ -440,14 +513,18 @@ while ($log =~ /(EVIL|SUPER)\|([^|\n]*)\|([^|\n]*)\|(?:([^|\n]*)\|([^|\n]*)\|)?/
 {
 	my ($what, $cell, $hook, $current) = ($1, $2, $3, $4, $5);
 
+	$cell = 'worker' if $cell eq '' || $cell =~ /worker/;
+	next if $cell !~ m{/|^worker$};	# what the test itself does
 	if ($what eq 'SUPER')
 	{
 		$super{$cell}{$hook} = 1;
 		next;
 	}
-	$cell = 'worker' if $cell eq '' || $cell =~ /worker/;
 	$ran{$cell}{$hook}{$current} = 1;
 }
+
+# Cells in which the job was given up for the statement, with a warning: nothing was tried there.
+my %given_up = map { $_ => 1 } $log =~ /\] (\S+) WARNING:  job "\w+" cannot follow/g;
 
 # The same cell without a job, if it has one.
 sub control_of
@@ -477,7 +554,9 @@ sub servers_own
 	# mode column: the index that we make has her condition, which the server folds and evaluates as who reads or writes
 	# her source; an update of an indexed column makes entries in all of her indexes; and deferred triggers on her source
 	# fire as who commits (README, "Rights")
-	return 1 if $cell =~ m{^hcol/} && ($hook =~ /^(?:pending_where|cast|src_deferred)$/ || ($hook =~ /^src_idx/ && $cell =~ /_s_/));
+	return 1 if $cell =~ m{^hcol[/+]} && ($hook =~ /^(?:pending_where|cast|src_deferred)$/ || ($hook =~ /^src_idx/ && $cell =~ /_s_/));
+	# where there is one, our write of the source is not restricted, which would refuse it
+	return 1 if $cell =~ m{^hcol/} && $hook eq 'temp';
 	return 1 if $any_control{$caller}{ $role ? "$hook $role" : "left:$hook" };
 	return $role ? $ran{$control}{$hook}{$role} : scalar grep { $_ eq "left:$hook" || $_ eq $hook } @{ $changed{$control} // [] };
 }
@@ -510,28 +589,41 @@ foreach my $hook (sort map { split /\n/ } sql($node, 'SELECT name FROM chk.hook'
 	}
 	is(listed(\%bad), '', "$hook: her code ran as nobody but her, and left nothing behind");
 }
+# Cells after which something in the session was not as before, which without a job is.
+sub changed_cells
+{
+	my ($what) = @_;
+
+	return grep { my $cell = $_; !is_control($cell) && grep({ $_ eq $what } @{ $changed{$cell} }) && !servers_own($cell, $what) } sort keys %changed;
+}
+
 foreach my $setting (qw(search_path DateStyle work_mem))
 {
-	is(join("\n", grep { my $cell = $_; !is_control($cell) && grep({ $_ eq "setting:$setting" } @{ $changed{$cell} }) && !servers_own($cell, "setting:$setting") } sort keys %changed),
-		'', "nobody's $setting was changed");
+	is(join(' ', changed_cells("setting:$setting")), '', "nobody's $setting was changed");
 }
-is(join("\n", grep { !is_control($_) && !control_of($_) } sort keys %super), '', 'and no call made her superuser');
+is(join(' ', changed_cells('role')), '', 'everybody was himself afterwards');
+is(join(' ', changed_cells('temp')), '', "nothing of hers was left in anybody's temporary schema");
+is(join(' ', grep { !is_control($_) && !control_of($_) } sort keys %super), '', 'and no call made her superuser');
 is(sql($node, "SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolsuper AND oid <> 10"), '', 'nor is she, or anybody else');
 
 # That all of this was tried: her code did run, as her, in what we call on her behalf.
 my %as_her = map { my $cell = $_; map { $ran{$cell}{$_}{mallory} ? ($_ => 1) : () } keys %{ $ran{$cell} } } @cells;
 my @expected = (
-	$refused{tside} || $refused{tcol} ? () : @type_hooks,
+	$refused{tside} || $refused{tcol} ? () : grep({ $_ ne 'column_domain' || !$refused{hside} } @type_hooks),
 	$refused{hside} || $refused{hcol} ? () : (@condition_hooks, 'handler', map { "src_$_" } qw(check generated idxexpr idxpred before after statement)));
 is(join(' ', grep { !$as_her{$_} } @expected), '', 'where it is to run, it ran as her');
+is(join(' ', map { "$_->[0]+$_->[1]" } grep { !$ran{"self+$_->[1]/mallory/$_->[0]"}{ $_->[1] } } @unheard), '',
+	'what she put on the table of pending keys, and was let there, is heard of when she writes to it');
+is(join(' ', grep { m{/(?:free|held)_} } sort keys %given_up), '', 'what was written to her tables was followed');
 ok($ran{'self/mallory/path'}{path}{mallory}, 'her operators were to be found');
 # (Token 0: the group had nothing left to claim.)
 foreach my $pair (grep { !$refused{$_} } qw(tside tcol hside hcol hwm))
 {
-	my %caller = map { $_ => 1 } qw(admin mallory), $pair eq 'hcol' ? () : 'wendy';
+	my %caller = map { $_ => 1 } qw(admin mallory), $pair eq 'hcol' ? () : 'wendy';	# row security
 	is(join(' ', map { my $caller = $_; map { "$caller/$_: " . ($done{"$pair/$caller/$_"} // 'not run') } grep { ($done{"$pair/$caller/$_"} // '') !~ /^1$|^token 0 / }
 				qw(claim extend fail release claim_group claim_again progress quarantine), $caller eq 'wendy' ? () : 'wait' } sort keys %caller),
 		'', "$pair: who may, claimed and gave back");
 }
+note("$_: $done{$_}") foreach grep { $done{$_} ne '1' && $_ !~ m{/bob/|^bobs/} } sort keys %done;
 no_crash($node);
 done_testing();
