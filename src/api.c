@@ -315,6 +315,7 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 	owner = bbf_pair_owner(source);
 	if (!has_privs_of_role(GetUserId(), bbf_pair_owner(target)))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, get_rel_name(target));
+	bbf_shmem_forget_ended(job->name);
 	/* a failed one may have missed something: a sweep will tell */
 	update_job(job->name, job->health == BBF_HEALTH_OK ? "paused = false" :
 			   "paused = false, verify_requests = verify_requests OPERATOR(pg_catalog.+) 1", NULL);

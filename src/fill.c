@@ -36,7 +36,7 @@ bbf_fill_finish(BbfJob *job)
 	if (mode->finish_fill == NULL)
 		return true;
 	/* it may read the whole source: pause() may cancel it */
-	bbf_shmem_set_cancellable(true);
+	bbf_shmem_set_statement(BBF_STATEMENT_LONG);
 	if (!bbf_txn_begin())
 		return true;
 	now = bbf_job_load(job->name);
@@ -44,7 +44,7 @@ bbf_fill_finish(BbfJob *job)
 	if (now == NULL || now->paused || now->uninstall)
 		return true;			/* nothing more is done now */
 	done = mode->finish_fill(job);
-	bbf_shmem_set_cancellable(false);
+	bbf_shmem_set_statement(BBF_STATEMENT_PLAIN);
 	if (!done && bbf_txn_begin())
 	{
 		bbf_job_restart_fill(job->name);

@@ -7,7 +7,8 @@
  * has claimed for it in the same transaction.  What the handler does and the claim
  * commit together; an error in it, or at the commit, undoes both: the rows are as
  * if they had never been handed out.  Then that group waits, twice as long each time,
- * and no other does.
+ * and no other does.  A handler that catches its being cancelled, and goes on, is ended
+ * with its process; the job fails.
  */
 #include "postgres.h"
 
@@ -20,8 +21,10 @@
 #include "handout.h"
 #include "job.h"
 #include "miscadmin.h"
+#include "outcome.h"
 #include "session.h"
 #include "shape.h"
+#include "shmem.h"
 #include "sql.h"
 #include "throttle.h"
 #include "txn.h"
@@ -199,11 +202,15 @@ remember_call(Handoff *handoff, const char *group)
 static bool
 call_next(Handoff *handoff)
 {
-	BbfJob	   *job = bbf_job_begin(handoff->job_name);
-	BbfHandout	handout = {.job = job, .claimed_by = GetUserId(), .max_rows = 1};
+	BbfHandout	handout = {.max_rows = 1};
+	BbfJob	   *job;
 
-	if (job == NULL)
+	/* a pause() that commits after the look below finds us cancellable */
+	bbf_shmem_set_statement(BBF_STATEMENT_CANCELLABLE);
+	if ((job = bbf_job_begin(handoff->job_name)) == NULL)
 		return false;
+	handout.job = job;
+	handout.claimed_by = GetUserId();
 	if (job->phase == BBF_PHASE_LIVE && !job->uninstall && !job->paused && job->handler)
 	{
 		bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
@@ -234,6 +241,7 @@ call_next(Handoff *handoff)
 	else
 		handout.n = 0;
 	bbf_txn_commit();
+	bbf_shmem_set_statement(BBF_STATEMENT_PLAIN);
 	handoff->in_call = false;
 	return handout.n > 0;
 }
@@ -301,6 +309,7 @@ guarded_call(Handoff *handoff)
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
 		FlushErrorState();
+		bbf_outcome_note_way(edata);
 		(void) bbf_txn_timed_out();
 		handoff->in_call = false;
 		bbf_txn_abort();

@@ -6,7 +6,8 @@
  * CREATE INDEX CONCURRENTLY commits on its own, so it is run as a top-level
  * utility statement outside any transaction of ours, without lock_timeout (see
  * bbf_txn_begin_utility).  One at a time in the server: each reads a whole
- * table twice and holds back the xmin horizon meanwhile.
+ * table twice and holds back the xmin horizon meanwhile.  One that waits for old
+ * transactions does not count (bbf_shmem_claim_index_build), nor does a vacuum.
  *
  * What a crash or a cancel leaves behind is an invalid index that every writer
  * still maintains; it is dropped first thing when the job is taken again.
@@ -21,6 +22,7 @@
 #include "postmaster/autovacuum.h"
 #include "shmem.h"
 #include "session.h"
+#include "storage/proc.h"
 #include "sql.h"
 #include "txn.h"
 #include "utils/builtins.h"
@@ -62,21 +64,31 @@ bbf_index_is_there(const BbfJob *job)
 		(OidIsValid(find_index(job, &valid)) && valid);
 }
 
-/* Run one statement that commits on its own. */
-static void
-run_concurrently(const char *sql)
+/* what is to be done for a job */
+typedef struct Build
 {
-	bbf_txn_begin_utility();
+	char	   *drop;			/* statements; NULL: not to be run */
+	char	   *create;
+	char	   *table_sql;
+	int			lock_timeout;
+} Build;
+
+/* Run one statement that commits on its own; lock_timeout_ms 0: it waits as long as it takes. */
+static void
+run_concurrently(const char *sql, int lock_timeout_ms)
+{
+	bbf_txn_begin_utility(lock_timeout_ms);
 	bbf_txn_utility(sql);
 	bbf_txn_end_utility();
 }
 
 /*
  * Make the index the only thing that a look at the pending rows reads:
- * that takes the visibility map, so a vacuum; slowly, as autovacuum does it.
+ * that takes the visibility map, so a vacuum; slowly, as autovacuum does it.  It waits
+ * for a lock no longer than the server needs to take an autovacuum away.
  */
 static void
-vacuum_table(const char *table_sql)
+vacuum_table(const Build *build)
 {
 	char		value[32];
 
@@ -90,7 +102,8 @@ vacuum_table(const char *table_sql)
 		snprintf(value, sizeof(value), "%d", autovacuum_vac_cost_limit);
 		bbf_session_set("vacuum_cost_limit", value);
 	}
-	run_concurrently(psprintf("VACUUM (ANALYZE, TRUNCATE false, PARALLEL 0) %s", table_sql));
+	run_concurrently(psprintf("VACUUM (ANALYZE, TRUNCATE false, PARALLEL 0) %s", build->table_sql),
+					 Max(build->lock_timeout, 2 * DeadlockTimeout));
 }
 
 /*
@@ -98,7 +111,7 @@ vacuum_table(const char *table_sql)
  * be done any more.  A pause() that commits after this look finds us cancellable.
  */
 static bool
-plan_build(const char *job_name, char **drop, char **create, char **table_sql)
+plan_build(const char *job_name, Build *build)
 {
 	BbfJob	   *job;
 	const BbfMode *mode;
@@ -118,8 +131,9 @@ plan_build(const char *job_name, char **drop, char **create, char **table_sql)
 	mode = bbf_mode_lookup(job->mode);
 	pair = bbf_pair_load(job);
 	name = bbf_job_object(job, pending_idx);
-	*drop = *create = NULL;
-	*table_sql = mode->table ? mode->table(job, pair) : pair->source_sql;
+	memset(build, 0, sizeof(Build));
+	build->lock_timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
+	build->table_sql = mode->table ? mode->table(job, pair) : pair->source_sql;
 	if (mode->pending_index == NULL)
 	{
 		bbf_txn_commit();
@@ -127,10 +141,10 @@ plan_build(const char *job_name, char **drop, char **create, char **table_sql)
 	}
 	bbf_names_check_installed(job, get_rel_namespace(pair->source), &pending_idx, 1);
 	if (OidIsValid(find_index(job, &valid)) && !valid)
-		*drop = psprintf("DROP INDEX CONCURRENTLY %s", quote_qualified_identifier(pair->schema, name));
+		build->drop = psprintf("DROP INDEX CONCURRENTLY %s", quote_qualified_identifier(pair->schema, name));
 	if (!valid)
-		*create = psprintf("CREATE INDEX CONCURRENTLY %s %s", quote_identifier(name),
-						   mode->pending_index(job, pair));
+		build->create = psprintf("CREATE INDEX CONCURRENTLY %s %s", quote_identifier(name),
+								 mode->pending_index(job, pair));
 	bbf_txn_commit();
 	return true;
 }
@@ -157,24 +171,30 @@ finish(const char *job_name)
 	bbf_txn_commit();
 }
 
-/* All of a build, while it is our turn. */
-static void
-build(const char *job_name)
+/*
+ * Drop and create what is to be, if it is our turn; false: it is not.  Others' turn
+ * comes when that is done, whatever is done then.
+ */
+static bool
+build_index(const Build *build)
 {
-	char	   *drop;
-	char	   *create;
-	char	   *table_sql;
-
-	bbf_shmem_set_cancellable(true);
-	if (!plan_build(job_name, &drop, &create, &table_sql))
-		return;
-	if (drop)
-		run_concurrently(drop);
-	if (create)
-		run_concurrently(create);
-	vacuum_table(table_sql);
-	bbf_shmem_set_cancellable(false);
-	finish(job_name);
+	if (build->drop == NULL && build->create == NULL)
+		return true;
+	if (!bbf_shmem_claim_index_build())
+		return false;
+	PG_TRY();
+	{
+		if (build->drop)
+			run_concurrently(build->drop, 0);
+		if (build->create)
+			run_concurrently(build->create, 0);
+	}
+	PG_FINALLY();
+	{
+		bbf_shmem_release_index_build();
+	}
+	PG_END_TRY();
+	return true;
 }
 
 /*
@@ -185,17 +205,17 @@ build(const char *job_name)
 bool
 bbf_index_build(const char *job_name)
 {
-	if (!bbf_shmem_claim_index_build())
-		return false;
-	PG_TRY();
-	{
-		build(job_name);
-	}
-	PG_FINALLY();
-	{
-		bbf_shmem_set_cancellable(false);
-		bbf_shmem_release_index_build();
-	}
-	PG_END_TRY();
-	return true;
+	Build		build;
+	bool		planned;
+	bool		built;
+
+	bbf_shmem_set_statement(BBF_STATEMENT_LONG);
+	planned = plan_build(job_name, &build);
+	built = planned && build_index(&build);
+	if (built)
+		vacuum_table(&build);
+	bbf_shmem_set_statement(BBF_STATEMENT_PLAIN);
+	if (built)
+		finish(job_name);
+	return built || !planned;
 }

@@ -32,11 +32,13 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
+#include "watch.h"
 
 #define LOOK_AT_DATABASES_MS	(60 * 1000)
 #define COME_BACK_AFTER_MS		5000	/* to a database whose process was lost */
 #define ATTACH_WITHIN_MS		(30 * 1000)
 #define NO_SLOTS_RETRY_MS		1000
+#define WATCH_MS				1000	/* while there are processes of ours */
 
 static BackgroundWorkerHandle *handles[BBF_MAX_SLOTS];
 
@@ -140,6 +142,7 @@ reap(void)
 	for (int i = 0; i < BBF_MAX_SLOTS; i++)
 	{
 		BbfSlot    *slot = &bbf_shared->slots[i];
+		BbfDatabase *db;
 
 		if (slot->kind == BBF_SLOT_FREE || !(slot->exited || is_lost(i)))
 			continue;
@@ -147,6 +150,8 @@ reap(void)
 			come_back_later(slot->datid);
 		if (slot->kind == BBF_SLOT_WORKER)
 			judge_anew(slot);
+		if (slot->terminated && slot->kind == BBF_SLOT_WORKER && (db = bbf_shmem_database(slot->datid)) != NULL)
+			db->dirty = true;	/* so that it is recorded */
 		slot->kind = BBF_SLOT_FREE;
 		slot->pid = 0;
 		slot->latch = NULL;
@@ -255,25 +260,9 @@ launch(BbfSlotKind kind, Oid datid, Oid owner)
 	return registered;
 }
 
-/* The processes of a kind, in all databases or one.  The lock is held. */
-static int
-count_processes(BbfSlotKind kind, Oid datid)
-{
-	int			n = 0;
-
-	for (int i = 0; i < BBF_MAX_SLOTS; i++)
-	{
-		BbfSlot    *slot = &bbf_shared->slots[i];
-
-		if (slot->kind == kind && (!OidIsValid(datid) || slot->datid == datid))
-			n++;
-	}
-	return n;
-}
-
 /*
- * A database that a scheduler should look at now, or InvalidOid: one that has
- * changed, or else the one that has waited longest.
+ * A database that a scheduler should look at now, or InvalidOid: of those that have
+ * changed or are due, the one that was looked at longest ago.
  */
 static Oid
 take_due_database(TimestampTz now)
@@ -288,16 +277,16 @@ take_due_database(TimestampTz now)
 
 		if (!OidIsValid(db->datid) || db->drained_by != 0 ||
 			!(db->dirty || (db->next_due != 0 && db->next_due <= now)) ||
-			count_processes(BBF_SLOT_SCHEDULER, db->datid) > 0)
+			bbf_shmem_count(BBF_SLOT_SCHEDULER, db->datid, InvalidOid) > 0)
 			continue;
-		if (first == NULL || (db->dirty && !first->dirty) ||
-			(db->dirty == first->dirty && db->next_due < first->next_due))
+		if (first == NULL || db->looked_at < first->looked_at)
 			first = db;
 	}
-	if (first && count_processes(BBF_SLOT_SCHEDULER, InvalidOid) < BBF_MAX_SCHEDULERS)
+	if (first && bbf_shmem_count(BBF_SLOT_SCHEDULER, InvalidOid, InvalidOid) < BBF_MAX_SCHEDULERS)
 	{
 		first->dirty = false;
 		first->next_due = 0;
+		first->looked_at = now;
 		result = first->datid;
 	}
 	LWLockRelease(bbf_shared->lock);
@@ -305,32 +294,40 @@ take_due_database(TimestampTz now)
 }
 
 /*
- * An owner who should have a worker now.  One who has one already stays on the
- * list until that has exited, and is then judged anew: it may have made up its
- * mind to before the job became due.
+ * An owner who should have a worker now: of those who have the fewest, in whatever
+ * databases, the one who has waited longest.  One who has one already in his database
+ * stays on the list until that has exited, and is then judged anew: it may have made up
+ * its mind to before the job became due.
  */
 static bool
 take_due_owner(BbfDue *result)
 {
-	bool		found = false;
+	int			found = -1;
+	int			fewest = 0;
 
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
-	if (count_processes(BBF_SLOT_WORKER, InvalidOid) < bbf_guc_server_value(BBF_MAX_WORKERS))
+	if (bbf_shmem_count(BBF_SLOT_WORKER, InvalidOid, InvalidOid) < bbf_guc_server_value(BBF_MAX_WORKERS))
 	{
-		for (int i = 0; i < bbf_shared->ndue && !found; i++)
+		for (int i = 0; i < bbf_shared->ndue; i++)
 		{
 			BbfDue	   *due = &bbf_shared->due[i];
+			int			workers = bbf_shmem_count(BBF_SLOT_WORKER, InvalidOid, due->owner);
 
 			if (bbf_shmem_is_drained(due->datid) ||
-				bbf_shmem_has_worker(due->datid, due->owner))
+				bbf_shmem_has_worker(due->datid, due->owner) ||
+				(found >= 0 && workers >= fewest))
 				continue;
-			*result = *due;
-			found = true;
-			bbf_shmem_drop_due(i);
+			found = i;
+			fewest = workers;
 		}
 	}
+	if (found >= 0)
+	{
+		*result = bbf_shared->due[found];
+		bbf_shmem_drop_due(found);
+	}
 	LWLockRelease(bbf_shared->lock);
-	return found;
+	return found >= 0;
 }
 
 /* Start what is due.  False if a process could not be started. */
@@ -360,6 +357,22 @@ start_due(void)
 	return true;
 }
 
+/* How long the launcher sleeps if nothing is due: while there are processes of ours, not for long. */
+static long
+longest_sleep(void)
+{
+	long		result = LOOK_AT_DATABASES_MS;
+
+	LWLockAcquire(bbf_shared->lock, LW_SHARED);
+	for (int i = 0; i < BBF_MAX_SLOTS; i++)
+	{
+		if (bbf_shared->slots[i].pid != 0)
+			result = WATCH_MS;
+	}
+	LWLockRelease(bbf_shared->lock);
+	return result;
+}
+
 /* How long until something is due, at most until_ms. */
 static long
 time_to_sleep(long until_ms)
@@ -368,14 +381,14 @@ time_to_sleep(long until_ms)
 	bool		all_busy;
 
 	LWLockAcquire(bbf_shared->lock, LW_SHARED);
-	all_busy = count_processes(BBF_SLOT_SCHEDULER, InvalidOid) >= BBF_MAX_SCHEDULERS;
+	all_busy = bbf_shmem_count(BBF_SLOT_SCHEDULER, InvalidOid, InvalidOid) >= BBF_MAX_SCHEDULERS;
 	for (int i = 0; i < BBF_MAX_DATABASES && !all_busy; i++)
 	{
 		BbfDatabase *db = &bbf_shared->databases[i];
 
 		/* a scheduler that is running will wake us when it is done */
 		if (OidIsValid(db->datid) && db->drained_by == 0 && db->next_due != 0 &&
-			count_processes(BBF_SLOT_SCHEDULER, db->datid) == 0)
+			bbf_shmem_count(BBF_SLOT_SCHEDULER, db->datid, InvalidOid) == 0)
 			until_ms = Min(until_ms, TimestampDifferenceMilliseconds(now, db->next_due));
 	}
 	LWLockRelease(bbf_shared->lock);
@@ -403,7 +416,7 @@ bbf_launcher_main(Datum main_arg)
 
 	for (;;)
 	{
-		long		sleep_ms = LOOK_AT_DATABASES_MS;
+		long		sleep_ms;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -414,6 +427,7 @@ bbf_launcher_main(Datum main_arg)
 		}
 
 		reap();
+		bbf_watch_run();
 		if (bbf_guc_enabled)
 		{
 			if (TimestampDifferenceExceeds(looked_at, GetCurrentTimestamp(), LOOK_AT_DATABASES_MS))
@@ -421,8 +435,10 @@ bbf_launcher_main(Datum main_arg)
 				bbf_databases_look();
 				looked_at = GetCurrentTimestamp();
 			}
-			sleep_ms = start_due() ? time_to_sleep(LOOK_AT_DATABASES_MS) : NO_SLOTS_RETRY_MS;
+			sleep_ms = start_due() ? time_to_sleep(longest_sleep()) : NO_SLOTS_RETRY_MS;
 		}
+		else
+			sleep_ms = longest_sleep();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 sleep_ms, bbf_wait_event(wait_event, "BgwBackfillLauncherMain"));
 		ResetLatch(MyLatch);

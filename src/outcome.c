@@ -157,6 +157,14 @@ is_worth_a_check(const BbfJob *job, const ErrorData *edata)
 		(edata->sqlerrcode == ERRCODE_UNDEFINED_TABLE || edata->sqlerrcode == ERRCODE_UNDEFINED_COLUMN);
 }
 
+/* Say it if it was the launcher that cancelled us. */
+void
+bbf_outcome_note_way(ErrorData *edata)
+{
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && bbf_shmem_gave_way())
+		edata->message = pstrdup("the job gave its place up to another owner's, who had waited for one");
+}
+
 /* Record an error, in a transaction of its own, that waits for nobody.  False: somebody holds the job's rows. */
 static bool
 record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool scan, TimestampTz *due)
@@ -193,6 +201,7 @@ bbf_outcome_of_error(const char *job_name, ErrorData *edata, bool *recorded)
 
 	in_scan = false;
 	*recorded = true;
+	bbf_outcome_note_way(edata);
 	bbf_txn_abort();
 	MemoryContextSwitchTo(context);
 	PG_TRY();

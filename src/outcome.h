@@ -8,6 +8,7 @@
 #include "datatype/timestamp.h"
 
 extern void bbf_outcome_in_scan(bool on);
+extern void bbf_outcome_note_way(ErrorData *edata);
 extern TimestampTz bbf_outcome_of_error(const char *job_name, ErrorData *edata, bool *recorded);
 extern void bbf_outcome_wait(const char *job_name, const char *waiting_for, int64 delay_ms);
 

@@ -109,7 +109,7 @@ bgw_backfill_worker_status(PG_FUNCTION_ARGS)
 		if (slot->kind != BBF_SLOT_WORKER || slot->pid == 0 || slot->datid != MyDatabaseId ||
 			!(see_all || has_privs_of_role(GetUserId(), slot->owner)))
 			continue;
-		if (slot->cancellable)
+		if (slot->statement == BBF_STATEMENT_LONG)
 		{
 			bool		waits = false;
 			double		percent = index_percent(slot->pid, &waits);

@@ -115,7 +115,7 @@ schedule(const BbfJob *job, TimestampTz now)
 		return;
 	else if ((problem = obstacle(job, owner, &hint)) != NULL)
 		give_up(job, BBF_HEALTH_FAILED, problem, hint);
-	else if (due > now)
+	else if (due > now && !bbf_shmem_was_ended(job->name))
 		bbf_shmem_set_owner_due(MyDatabaseId, owner, due);
 	else
 		bbf_shmem_add_due(MyDatabaseId, owner);
@@ -241,6 +241,7 @@ bbf_scheduler_main(Datum main_arg)
 	if (bbf_launcher_attach(main_arg, &launch) == NULL)
 		return;
 	BackgroundWorkerInitializeConnectionByOid(launch.datid, InvalidOid, 0);
+	bbf_shmem_set_limit(0);
 	schedule_all();
 	bbf_shmem_say_goodbye();
 }

@@ -130,6 +130,23 @@ bbf_shmem_has_worker(Oid datid, Oid owner)
 	return false;
 }
 
+/* The processes of a kind; in one database, of one owner, if given.  The lock is held. */
+int
+bbf_shmem_count(BbfSlotKind kind, Oid datid, Oid owner)
+{
+	int			n = 0;
+
+	for (int i = 0; i < BBF_MAX_SLOTS; i++)
+	{
+		BbfSlot    *slot = &bbf_shared->slots[i];
+
+		if (slot->kind == kind && (!OidIsValid(datid) || slot->datid == datid) &&
+			(!OidIsValid(owner) || slot->owner == owner))
+			n++;
+	}
+	return n;
+}
+
 /* Set the latches of the launcher and of a database's workers. */
 static void
 set_latches(Oid datid)
@@ -201,10 +218,15 @@ bbf_shmem_clear_recheck(Oid datid)
 	LWLockRelease(bbf_shared->lock);
 }
 
-/* Cancel what the job's worker is at, if that is a statement that may be. */
+/*
+ * Cancel what the job's worker is at, if that is a statement that may be; what goes on
+ * all the same is ended by the launcher.
+ */
 void
 bbf_shmem_cancel(Oid datid, const char *job)
 {
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BBF_GRACE_MS);
+
 	if (bbf_shared == NULL)
 		return;
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
@@ -212,9 +234,13 @@ bbf_shmem_cancel(Oid datid, const char *job)
 	{
 		BbfSlot    *slot = &bbf_shared->slots[i];
 
-		if (slot->kind == BBF_SLOT_WORKER && slot->datid == datid &&
-			slot->pid != 0 && slot->cancellable && strcmp(slot->job, job) == 0)
-			kill(slot->pid, SIGINT);
+		if (slot->kind != BBF_SLOT_WORKER || slot->datid != datid || slot->pid == 0 || slot->pid == MyProcPid ||
+			slot->statement == BBF_STATEMENT_PLAIN || strcmp(slot->job, job) != 0)
+			continue;
+		kill(slot->pid, SIGINT);
+		slot->paused = true;
+		if (slot->terminate_at == 0 || slot->terminate_at > end)
+			slot->terminate_at = end;
 	}
 	LWLockRelease(bbf_shared->lock);
 }
@@ -291,12 +317,10 @@ bbf_shmem_add_due(Oid datid, Oid owner)
 		if (bbf_shared->due[i].datid == datid && bbf_shared->due[i].owner == owner)
 			break;
 	}
-	if (i < BBF_MAX_DUE)
-	{
-		bbf_shared->due[i].datid = datid;
-		bbf_shared->due[i].owner = owner;
-		bbf_shared->ndue = Max(bbf_shared->ndue, i + 1);
-	}
+	if (i < bbf_shared->ndue)
+		;						/* he waits already */
+	else if (i < BBF_MAX_DUE)
+		bbf_shared->due[bbf_shared->ndue++] = (BbfDue) {datid, owner, GetCurrentTimestamp()};
 	else if ((db = find_database(datid, true)) != NULL)
 		db->next_due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 5000);
 	tell_launcher();

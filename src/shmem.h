@@ -14,6 +14,9 @@
 #define BBF_MAX_SCHEDULERS		2
 #define BBF_MAX_SLOTS			(BBF_MAX_WORKER_SLOTS + BBF_MAX_SCHEDULERS)
 #define BBF_MAX_DUE				256
+#define BBF_MAX_ENDED			64
+
+#define BBF_GRACE_MS			10000	/* from a cancel to the end of the process */
 
 typedef enum BbfSlotKind
 {
@@ -30,12 +33,21 @@ typedef enum BbfActivity
 	BBF_ACT_THROTTLED
 } BbfActivity;
 
+/* what others may do about the statement that a worker is at */
+typedef enum BbfStatement
+{
+	BBF_STATEMENT_PLAIN,		/* it has a time limit, or runs no user's code */
+	BBF_STATEMENT_CANCELLABLE,	/* pause() cancels it */
+	BBF_STATEMENT_LONG			/* so it does; there is no limit: an index build, a vacuum */
+} BbfStatement;
+
 /* a database that has been seen to have the extension, or was woken */
 typedef struct BbfDatabase
 {
 	Oid			datid;			/* InvalidOid: free entry */
 	bool		dirty;			/* something changed: schedule now */
 	bool		recheck;		/* a change may commit unseen: look again */
+	TimestampTz looked_at;		/* when a scheduler was last started */
 	TimestampTz next_due;		/* 0: nothing is due */
 	int			drained_by;		/* pid of a backend about to drop it, or 0 */
 	bool		only_drained;	/* we know it for no other reason */
@@ -46,7 +58,15 @@ typedef struct BbfDue
 {
 	Oid			datid;
 	Oid			owner;
+	TimestampTz since;
 } BbfDue;
+
+/* a job whose worker had to be terminated, until that is recorded with it */
+typedef struct BbfEnded
+{
+	Oid			datid;			/* InvalidOid: free entry */
+	char		job[NAMEDATALEN];
+} BbfEnded;
 
 /* one scheduler or worker */
 typedef struct BbfSlot
@@ -64,7 +84,13 @@ typedef struct BbfSlot
 	/* what a worker is at */
 	char		job[NAMEDATALEN];
 	BbfActivity activity;
-	bool		cancellable;	/* in a statement that pause() may cancel */
+	BbfStatement statement;
+	TimestampTz step_since;		/* when the step under way began, or 0 */
+	TimestampTz waits_since;	/* in a long statement, for a lock; or 0 */
+	TimestampTz terminate_at;	/* it must be over by then, or 0 */
+	bool		gave_way;		/* cancelled for somebody who waits for its place */
+	bool		paused;			/* cancelled by pause() or untrack() */
+	bool		terminated;
 	double		index_percent;	/* the most shown so far in this index phase */
 	char		waiting_for[NAMEDATALEN];
 	TimestampTz waiting_since;
@@ -77,9 +103,12 @@ typedef struct BbfShared
 	Latch	   *launcher_latch;
 	TimestampTz no_slots_since; /* max_worker_processes is used up; or 0 */
 	pid_t		index_builder_pid;
+	Oid			index_builder_owner;
+	TimestampTz index_builder_since;
 	int			ndue;
 	BbfDatabase databases[BBF_MAX_DATABASES];
 	BbfDue		due[BBF_MAX_DUE];
+	BbfEnded	ended[BBF_MAX_ENDED];
 	BbfSlot		slots[BBF_MAX_SLOTS];
 } BbfShared;
 
@@ -99,12 +128,19 @@ extern BbfDatabase *bbf_shmem_database(Oid datid);
 extern void bbf_shmem_drop_due(int i);
 extern bool bbf_shmem_is_drained(Oid datid);
 extern bool bbf_shmem_has_worker(Oid datid, Oid owner);
+extern uint32 bbf_shmem_wait_class(pid_t pid);
+extern bool bbf_shmem_waits_for_lock(pid_t pid);
+extern int	bbf_shmem_count(BbfSlotKind kind, Oid datid, Oid owner);
 
 /* a launched process, for its own slot: shmem_slot.c */
 extern BbfSlot *bbf_shmem_attach(int slotno, uint64 generation);
 extern void bbf_shmem_report(const char *job, BbfActivity activity, const char *waiting_for);
 extern bool bbf_shmem_was_woken(void);
-extern void bbf_shmem_set_cancellable(bool on);
+extern void bbf_shmem_set_statement(BbfStatement statement);
+extern void bbf_shmem_set_limit(TimestampTz at);
+extern bool bbf_shmem_gave_way(void);
+extern bool bbf_shmem_was_ended(const char *job);
+extern void bbf_shmem_forget_ended(const char *job);
 extern double bbf_shmem_index_percent(void);
 extern bool bbf_shmem_claim_index_build(void);
 extern void bbf_shmem_release_index_build(void);

@@ -4,10 +4,16 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
 #include "miscadmin.h"
 #include "shmem.h"
 #include "storage/ipc.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
 #include "utils/timestamp.h"
+
+#define CONNECT_WITHIN_MS	30000	/* somebody may have the database to himself */
+#define INDEX_TURN_MS		(10 * 60 * 1000)
 
 static BbfSlot *my_slot = NULL;
 
@@ -20,7 +26,6 @@ detach(int code, Datum arg)
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
 	my_slot->pid = 0;
 	my_slot->latch = NULL;
-	my_slot->cancellable = false;
 	my_slot->exited = true;
 	my_slot->job[0] = '\0';
 	if (bbf_shared->index_builder_pid == MyProcPid)
@@ -56,6 +61,7 @@ bbf_shmem_attach(int slotno, uint64 generation)
 	}
 	slot->pid = MyProcPid;
 	slot->latch = MyLatch;
+	slot->terminate_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), CONNECT_WITHIN_MS);
 	LWLockRelease(bbf_shared->lock);
 	my_slot = slot;
 	before_shmem_exit(detach, (Datum) 0);
@@ -78,7 +84,10 @@ bbf_shmem_report(const char *job, BbfActivity activity, const char *waiting_for)
 		my_slot->index_percent = 0;
 	strlcpy(my_slot->job, job ? job : "", NAMEDATALEN);
 	my_slot->activity = activity;
-	my_slot->cancellable = false;
+	my_slot->statement = BBF_STATEMENT_PLAIN;
+	my_slot->step_since = activity == BBF_ACT_RUNNING ? now : 0;
+	my_slot->terminate_at = 0;
+	my_slot->gave_way = my_slot->paused = false;
 	if (waiting_for == NULL)
 		my_slot->waiting_for[0] = '\0';
 	else if (strcmp(my_slot->waiting_for, waiting_for) != 0)
@@ -104,14 +113,85 @@ bbf_shmem_was_woken(void)
 	return woken;
 }
 
-/* Whether pause() may cancel what this worker is at. */
+/* What others may do about what this worker is at.  A statement that is over needs no end. */
 void
-bbf_shmem_set_cancellable(bool on)
+bbf_shmem_set_statement(BbfStatement statement)
 {
 	if (my_slot == NULL)
 		return;
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
-	my_slot->cancellable = on;
+	my_slot->statement = statement;
+	my_slot->terminate_at = 0;
+	my_slot->paused = false;
+	LWLockRelease(bbf_shared->lock);
+}
+
+/*
+ * What this process is at is cancelled at that time; a cancel can be caught and ignored
+ * by a user's function, so the launcher terminates us some time after.  0: no limit.
+ */
+void
+bbf_shmem_set_limit(TimestampTz at)
+{
+	if (my_slot == NULL)
+		return;
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	my_slot->terminate_at = at ? TimestampTzPlusMilliseconds(at, BBF_GRACE_MS) : 0;
+	LWLockRelease(bbf_shared->lock);
+}
+
+/* Was the last cancel one for somebody who waits for our place? */
+bool
+bbf_shmem_gave_way(void)
+{
+	bool		result;
+
+	if (my_slot == NULL)
+		return false;
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	result = my_slot->gave_way;
+	my_slot->gave_way = false;
+	LWLockRelease(bbf_shared->lock);
+	return result;
+}
+
+/* The entry of a job of this database whose worker was terminated.  The lock is held. */
+static BbfEnded *
+find_ended(const char *job)
+{
+	for (int i = 0; i < BBF_MAX_ENDED; i++)
+	{
+		BbfEnded   *ended = &bbf_shared->ended[i];
+
+		if (ended->datid == MyDatabaseId && strcmp(ended->job, job) == 0)
+			return ended;
+	}
+	return NULL;
+}
+
+/* Was the worker of a job of this database terminated, and is that still to be recorded? */
+bool
+bbf_shmem_was_ended(const char *job)
+{
+	bool		result;
+
+	LWLockAcquire(bbf_shared->lock, LW_SHARED);
+	result = find_ended(job) != NULL;
+	LWLockRelease(bbf_shared->lock);
+	return result;
+}
+
+/* That is recorded. */
+void
+bbf_shmem_forget_ended(const char *job)
+{
+	BbfEnded   *ended;
+
+	if (bbf_shared == NULL)
+		return;
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	while ((ended = find_ended(job)) != NULL)
+		memset(ended, 0, sizeof(*ended));
 	LWLockRelease(bbf_shared->lock);
 }
 
@@ -127,16 +207,45 @@ bbf_shmem_index_percent(void)
 	return percent;
 }
 
-/* At most one index build at a time in the server.  True if it is ours now. */
+/* What kind of thing a process waits for now (PG_WAIT_..), or 0.  The lock is held. */
+uint32
+bbf_shmem_wait_class(pid_t pid)
+{
+	PGPROC	   *proc = BackendPidGetProc(pid);
+
+	return proc ? *(volatile uint32 *) &proc->wait_event_info & 0xFF000000 : 0;
+}
+
+/* Does a process wait for a lock: a table's, or a transaction's end?  The lock is held. */
+bool
+bbf_shmem_waits_for_lock(pid_t pid)
+{
+	return bbf_shmem_wait_class(pid) == PG_WAIT_LOCK;
+}
+
+/*
+ * At most one index build at a time in the server, of those that read or write: one
+ * that waits for old transactions, which may take for ever, is passed by, and goes on
+ * beside the next when they have ended.  So is another owner's that has taken long.
+ * True if it is ours now.
+ */
 bool
 bbf_shmem_claim_index_build(void)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	bool		mine;
 
 	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
-	if (bbf_shared->index_builder_pid == 0)
+	mine = bbf_shared->index_builder_pid == 0 ||
+		bbf_shmem_waits_for_lock(bbf_shared->index_builder_pid) ||
+		(bbf_shared->index_builder_owner != my_slot->owner &&
+		 TimestampDifferenceExceeds(bbf_shared->index_builder_since, now, INDEX_TURN_MS));
+	if (mine)
+	{
 		bbf_shared->index_builder_pid = MyProcPid;
-	mine = (bbf_shared->index_builder_pid == MyProcPid);
+		bbf_shared->index_builder_owner = my_slot->owner;
+		bbf_shared->index_builder_since = now;
+	}
 	LWLockRelease(bbf_shared->lock);
 	return mine;
 }

@@ -36,6 +36,7 @@
 #include "pgstat.h"
 #include "replication/syncrep.h"
 #include "session.h"
+#include "shmem.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "tcop/pquery.h"
@@ -167,6 +168,7 @@ void
 bbf_txn_abort(void)
 {
 	disable_all_timeouts(false);
+	bbf_shmem_set_statement(BBF_STATEMENT_PLAIN);
 	QueryCancelPending = false;
 	HOLD_INTERRUPTS();
 	LockErrorCleanup();
@@ -178,15 +180,15 @@ bbf_txn_abort(void)
 /*
  * Begin what a top-level utility statement needs that commits on its own
  * (CREATE INDEX CONCURRENTLY, VACUUM): a transaction without SPI.  lock_timeout
- * is off: such a statement waits for old transactions under it, and would leave
+ * is off (0) for a statement that waits for old transactions under it, and would leave
  * an invalid index behind; its waits block nobody.
  */
 void
-bbf_txn_begin_utility(void)
+bbf_txn_begin_utility(int lock_timeout_ms)
 {
 	caller_context = CurrentMemoryContext;
 	bbf_session_harden();
-	bbf_txn_lock_timeout(0);
+	bbf_txn_lock_timeout(lock_timeout_ms);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 }
@@ -245,7 +247,8 @@ bbf_txn_end_utility(void)
 /*
  * Let what follows take no longer than timeout_ms, until bbf_txn_disarm().
  * Nobody but a client's command loop looks at statement_timeout, so it is
- * armed by hand.
+ * armed by hand.  A user's function that catches the cancel, and goes on, is ended by the
+ * launcher.
  */
 void
 bbf_txn_arm(int timeout_ms)
@@ -255,6 +258,7 @@ bbf_txn_arm(int timeout_ms)
 	commit_timeout = timeout_ms;
 	armed_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
 	enable_timeout_after(STATEMENT_TIMEOUT, timeout_ms);
+	bbf_shmem_set_limit(armed_until);
 }
 
 /* Take the limit off. */
@@ -264,6 +268,8 @@ bbf_txn_disarm(void)
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	if (armed_until != 0 && GetCurrentTimestamp() >= armed_until)
 		QueryCancelPending = false; /* it fired when all was done */
+	if (armed_until != 0)
+		bbf_shmem_set_limit(0);
 	armed_until = 0;
 }
 

@@ -15,7 +15,7 @@ extern bool bbf_txn_begin(void);
 extern void bbf_txn_commit(void);
 extern void bbf_txn_commit_async(void);
 extern void bbf_txn_abort(void);
-extern void bbf_txn_begin_utility(void);
+extern void bbf_txn_begin_utility(int lock_timeout_ms);
 extern void bbf_txn_utility(const char *sql);
 extern void bbf_txn_end_utility(void);
 

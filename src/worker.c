@@ -240,6 +240,27 @@ is_mine(const BbfJob *job)
 }
 
 /*
+ * The worker before us was terminated, as the only way to end what this job ran, and
+ * could not record it: a user's function goes on after it was cancelled, and would do so
+ * again.  False: the job is to be uninstalled, and is on its way.
+ */
+static bool
+was_ended(const BbfJob *job)
+{
+	if (!job->uninstall)
+	{
+		bbf_job_record_error(job->name,
+							 psprintf("what the job ran went on for %d s after it had been cancelled, and its worker was terminated"
+									  " Hint: A handler, or a function of a condition or a trigger, must not catch query_canceled. Mend it, then use bgw_backfill.resume().",
+									  BBF_GRACE_MS / 1000),
+							 BBF_HEALTH_FAILED, NULL, 0);
+		bbf_txn_commit();
+	}
+	bbf_shmem_forget_ended(job->name);
+	return !job->uninstall;
+}
+
+/*
  * One step of one job.  Returns when it is due again; 0: not until somebody
  * changes it.
  */
@@ -260,6 +281,8 @@ step(const char *name)
 			(void) bbf_shmem_wake(MyDatabaseId);
 		due = 0;
 	}
+	else if (due != 0 && bbf_shmem_was_ended(name) && was_ended(job))
+		return 0;
 	if (due == 0 || due > GetCurrentTimestamp())
 	{
 		bbf_txn_commit();
@@ -489,6 +512,7 @@ bbf_worker_main(Datum main_arg)
 	if (bbf_launcher_attach(main_arg, &launch) == NULL)
 		return;
 	BackgroundWorkerInitializeConnectionByOid(launch.datid, launch.owner, BBF_CONNECT_FLAGS);
+	bbf_shmem_set_limit(0);
 	bbf_session_set_owner(launch.owner);
 	step_context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill step",
 										 ALLOCSET_DEFAULT_SIZES);
