@@ -291,6 +291,7 @@ settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
 		int			n = Min(KEYS_AT_ONCE, set->n - i);
 
 		settle_some(&settling, event, set->keys + i, n);
+		/* an insert only takes keys out: what a snapshot still shows of them is stale at worst */
 		if (IsolationUsesXactSnapshot() &&
 			!(event == BBF_TARGET_INSERT && served->table && bbf_keyset_removals(job) == 0))
 			check_seen(served, event, set->keys + i, n);

@@ -33,8 +33,6 @@
 #define PG_MODULE_MAGIC extern int pg_module_magic
 #define PG_FUNCTION_ARGS FunctionCallInfo fcinfo
 #define PG_FUNCTION_INFO_V1(function) extern Datum function(PG_FUNCTION_ARGS)
-#define dlist_foreach(iter, head) \
-	for ((iter).cur = (head)->head.next; (iter).cur != &(head)->head; (iter).cur = (iter).cur->next)
 #define dlist_foreach_modify(iter, head) \
 	for ((iter).cur = (head)->head.next, (iter).next = (iter).cur->next; (iter).cur != &(head)->head; \
 		 (iter).cur = (iter).next, (iter).next = (iter).cur->next)

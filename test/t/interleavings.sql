@@ -456,7 +456,7 @@ DECLARE
 	a il.session;
 	b il.session;
 BEGIN
-	FOREACH ending IN ARRAY CASE WHEN isolation <> 'read committed' THEN '{CC}' WHEN v.name IN ('set_null', 'sidecar') THEN '{CC,PC,CR}'
+	FOREACH ending IN ARRAY CASE WHEN isolation <> 'read committed' THEN '{CC}' WHEN v.name IN ('set_null', 'sidecar') THEN '{CC,PC}'
 		ELSE '{CC,CR,RC}' END::text[] LOOP
 		a := il.ready('A', a_action, isolation, ending = 'CC', left(ending, 1));
 		b := il.ready('B', b_action, isolation, ending = 'CC', right(ending, 1));
@@ -481,6 +481,8 @@ DECLARE
 	swept boolean;
 BEGIN
 	FOR v IN SELECT * FROM il.variant LOOP
+		-- to our triggers serializable is repeatable read: a few variants are enough
+		CONTINUE WHEN isolation = 'serializable' AND v.name NOT IN ('fk', 'nofk', 'sidecar');
 		CALL il.connect(v);
 		swept := false;
 		FOR a_action IN SELECT * FROM il.action WHERE kind = a_kind AND v.name = ANY (string_to_array(variants, ' ')) LOOP
