@@ -44,7 +44,15 @@
 #define SKIPPED_AT_ONCE		16		/* remembered rows tried between batches */
 
 static MemoryContext step_context;
-static List *checked_jobs = NIL;	/* names, in TopMemoryContext */
+
+/* a job whose installation was checked by this worker, and when */
+typedef struct Checked
+{
+	char		job[NAMEDATALEN];
+	TimestampTz at;
+} Checked;
+
+static List *checked_jobs = NIL;	/* in TopMemoryContext */
 
 /* a job whose error could not be recorded is left alone for a while */
 static char unrecorded_job[NAMEDATALEN];
@@ -63,40 +71,56 @@ report(const BbfJob *job)
 	bbf_shmem_report(job->name, BBF_ACT_RUNNING, NULL);
 }
 
-static bool
-is_checked(const char *name)
+static Checked *
+find_checked(const char *name)
 {
 	ListCell   *lc;
 
 	foreach(lc, checked_jobs)
 	{
-		if (strcmp(lfirst(lc), name) == 0)
-			return true;
+		Checked    *checked = lfirst(lc);
+
+		if (strcmp(checked->job, name) == 0)
+			return checked;
 	}
-	return false;
+	return NULL;
+}
+
+/*
+ * Was the job's installation checked, and not too long ago?  A walk may take days; who
+ * must not read any more is to be kept out meanwhile.  A live job checks for itself.
+ */
+static bool
+is_checked(const BbfJob *job)
+{
+	const Checked *checked = find_checked(job->name);
+
+	return checked &&
+		((job->phase == BBF_PHASE_LIVE && job->successor_of == NULL) ||
+		 !TimestampDifferenceExceeds(checked->at, GetCurrentTimestamp(), 1000 * bbf_job_setting(job, BBF_SCAN_INTERVAL)));
 }
 
 static void
 set_checked(const char *name, bool on)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-	ListCell   *lc;
+	Checked    *checked = find_checked(name);
 
-	foreach(lc, checked_jobs)
+	if (on && checked == NULL)
 	{
-		if (strcmp(lfirst(lc), name) == 0)
-		{
-			if (!on)
-			{
-				pfree(lfirst(lc));
-				checked_jobs = foreach_delete_current(checked_jobs, lc);
-			}
-			on = false;
-		}
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		checked = palloc0(sizeof(Checked));
+		strlcpy(checked->job, name, NAMEDATALEN);
+		checked_jobs = lappend(checked_jobs, checked);
+		MemoryContextSwitchTo(old);
 	}
 	if (on)
-		checked_jobs = lappend(checked_jobs, pstrdup(name));
-	MemoryContextSwitchTo(old);
+		checked->at = GetCurrentTimestamp();
+	else if (checked)
+	{
+		checked_jobs = list_delete_ptr(checked_jobs, checked);
+		pfree(checked);
+	}
 }
 
 /* Try a few of the rows that batches had to skip, without waiting for any. */
@@ -224,7 +248,7 @@ step(const char *name)
 		bbf_txn_commit();
 		return 0;
 	}
-	if (job->phase != BBF_PHASE_INSTALL && !is_checked(name))
+	if (job->phase != BBF_PHASE_INSTALL && !is_checked(job))
 	{
 		bool		well = bbf_install_check(job);
 
