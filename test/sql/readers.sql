@@ -69,6 +69,19 @@ REVOKE SELECT (id) ON events FROM PUBLIC;
 CALL test.until('NOT has_table_privilege(''regress_org'', ''app.events_sidecar'', ''SELECT'')');
 SELECT * FROM rights();
 
+-- before anything that may keep the job from going on
+BEGIN;
+ALTER TABLE events_sidecar ADD COLUMN extra integer NOT NULL DEFAULT 1;
+ALTER TABLE events_sidecar ALTER COLUMN extra DROP DEFAULT;
+GRANT TRIGGER, SELECT ON events_sidecar TO PUBLIC;
+COMMIT;
+CALL test.until('(SELECT state = ''failed'' FROM bgw_backfill.progress)');
+SELECT last_error FROM bgw_backfill.progress;
+SELECT * FROM rights();
+ALTER TABLE events_sidecar DROP COLUMN extra;
+SELECT bgw_backfill.resume('events');
+CALL bgw_backfill.wait('events');
+
 -- row security: only whom it does not bind, and whose rights nobody else has
 ALTER TABLE events ENABLE ROW LEVEL SECURITY;
 CALL test.until('NOT has_table_privilege(''regress_later'', ''app.events_sidecar'', ''SELECT'')');
