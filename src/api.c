@@ -2,6 +2,9 @@
  * api.c
  *		The SQL functions: each checks its arguments and the caller's rights,
  *		and changes the job's configuration.  The work is a worker's.
+ *
+ * None of them waits without a bound for a transaction that holds a job's row, or a
+ * lock on its tables.
  */
 #include "postgres.h"
 
@@ -18,12 +21,15 @@
 #include "job.h"
 #include "mode.h"
 #include "move.h"
+#include "session.h"
 #include "shmem.h"
 #include "sql.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/varlena.h"
 #include "wake.h"
+
+#define LOCK_WAIT_MS 10000		/* unless the session's lock_timeout is shorter */
 
 PG_FUNCTION_INFO_V1(bgw_backfill_track);
 PG_FUNCTION_INFO_V1(bgw_backfill_untrack);
@@ -55,6 +61,21 @@ bgw_backfill_check_preload(PG_FUNCTION_ARGS)
 				 errmsg("bgw_backfill is not in shared_preload_libraries, so no job will run"),
 				 errhint("Add this line to postgresql.conf and restart the server: shared_preload_libraries = 'bgw_backfill'")));
 	PG_RETURN_VOID();
+}
+
+/* The beginning of a call; returns what end_call() goes back to. */
+static int
+begin_call(void)
+{
+	SPI_connect();
+	return bbf_session_pin_waits(LOCK_WAIT_MS);
+}
+
+static void
+end_call(int nestlevel)
+{
+	bbf_session_unpin(nestlevel);
+	SPI_finish();
 }
 
 static char *
@@ -125,6 +146,7 @@ bgw_backfill_track(PG_FUNCTION_ARGS)
 	MemoryContext context = CurrentMemoryContext;
 	BbfJob		job = {0};
 	char	   *name;
+	int			level;
 
 	bbf_api_refuse_in_recovery("track");
 	if (bbf_shared == NULL)
@@ -140,7 +162,7 @@ bgw_backfill_track(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("source, target, mode and dry_run must not be null")));
 	}
-	SPI_connect();
+	level = begin_call();
 	job.source_oid = PG_GETARG_OID(0);
 	job.target_oid = PG_GETARG_OID(1);
 	job.name = text_argument(fcinfo, 2);
@@ -161,7 +183,7 @@ bgw_backfill_track(PG_FUNCTION_ARGS)
 	else
 		insert_job(&job);
 	name = MemoryContextStrdup(context, job.name);
-	SPI_finish();
+	end_call(level);
 	PG_RETURN_TEXT_P(cstring_to_text(name));
 }
 
@@ -217,9 +239,10 @@ bgw_backfill_untrack(PG_FUNCTION_ARGS)
 {
 	BbfJob	   *job;
 	char	   *successor;
+	int			level;
 
 	bbf_api_refuse_in_recovery("untrack");
-	SPI_connect();
+	level = begin_call();
 	job = bbf_api_own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	if (!OidIsValid(bbf_job_source(job)) && !OidIsValid(bbf_job_target(job)))
 	{
@@ -241,7 +264,7 @@ bgw_backfill_untrack(PG_FUNCTION_ARGS)
 			bbf_wake_cancel_at_commit(successor);
 		}
 	}
-	SPI_finish();
+	end_call(level);
 	PG_RETURN_VOID();
 }
 
@@ -251,15 +274,16 @@ bgw_backfill_pause(PG_FUNCTION_ARGS)
 {
 	BbfJob	   *job;
 	char	   *successor;
+	int			level;
 
 	bbf_api_refuse_in_recovery("pause");
-	SPI_connect();
+	level = begin_call();
 	job = bbf_api_own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	update_job(job->name, "paused = true", NULL);
 	bbf_wake_cancel_at_commit(job->name);
 	if ((successor = bbf_job_successor(job->name)) != NULL)
 		bbf_wake_cancel_at_commit(successor);
-	SPI_finish();
+	end_call(level);
 	PG_RETURN_VOID();
 }
 
@@ -275,9 +299,10 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 	Oid			target;
 	Oid			owner;
 	char	   *successor;
+	int			level;
 
 	bbf_api_refuse_in_recovery("resume");
-	SPI_connect();
+	level = begin_call();
 	job = bbf_api_own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	source = bbf_job_source(job);
 	target = bbf_job_target(job);
@@ -310,7 +335,7 @@ bgw_backfill_resume(PG_FUNCTION_ARGS)
 		job = bbf_api_own_job(job->name);	/* it may have been removed at this moment */
 		bbf_job_enter_phase(job, BBF_PHASE_INSTALL);
 	}
-	SPI_finish();
+	end_call(level);
 	PG_RETURN_VOID();
 }
 
@@ -319,12 +344,13 @@ Datum
 bgw_backfill_verify(PG_FUNCTION_ARGS)
 {
 	BbfJob	   *job;
+	int			level;
 
 	bbf_api_refuse_in_recovery("verify");
-	SPI_connect();
+	level = begin_call();
 	job = bbf_api_own_job(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	update_job(job->name, "verify_requests = verify_requests OPERATOR(pg_catalog.+) 1", NULL);
-	SPI_finish();
+	end_call(level);
 	PG_RETURN_VOID();
 }
 
@@ -337,13 +363,14 @@ bgw_backfill_configure(PG_FUNCTION_ARGS)
 	BbfSetting	setting;
 	BbfJob	   *job;
 	const char *name;
+	int			level;
 
 	bbf_api_refuse_in_recovery("configure");
 	if (PG_ARGISNULL(0) || setting_name == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("job and setting must not be null")));
-	SPI_connect();
+	level = begin_call();
 	job = bbf_api_own_job(text_argument(fcinfo, 0));
 	/* one change at a time: of two, each would not see the other */
 	bbf_job_lock(job->name);
@@ -355,19 +382,19 @@ bgw_backfill_configure(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("mode must not be null")));
 		bbf_move_request(job, value);
-		SPI_finish();
+		end_call(level);
 		PG_RETURN_VOID();
 	}
 	if (strcmp(setting_name, "handler") == 0)
 	{
 		bbf_change_handler(job, value);
-		SPI_finish();
+		end_call(level);
 		PG_RETURN_VOID();
 	}
 	if (strcmp(setting_name, "pending_where") == 0 || strcmp(setting_name, "match_where") == 0)
 	{
 		bbf_change_request(job, setting_name, value);
-		SPI_finish();
+		end_call(level);
 		PG_RETURN_VOID();
 	}
 	if (!bbf_guc_find_per_job(setting_name, &setting))
@@ -384,6 +411,6 @@ bgw_backfill_configure(PG_FUNCTION_ARGS)
 				   " WHERE pg_catalog.split_part(s, '=', 1) OPERATOR(pg_catalog.<>)"
 				   "  pg_catalog.split_part($2, '=', 1)) OPERATOR(pg_catalog.||) $2",
 				   psprintf("%s=%s", name, bbf_guc_show(setting, bbf_guc_parse(setting, value))));
-	SPI_finish();
+	end_call(level);
 	PG_RETURN_VOID();
 }

@@ -22,6 +22,7 @@
 #include "expr.h"
 #include "identity.h"
 #include "mode.h"
+#include "names.h"
 #include "readers.h"
 #include "shape.h"
 #include "sql.h"
@@ -29,20 +30,6 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
-
-/* The name of an object to be: nothing has it. */
-static void
-check_object_name(const char *object, Oid schema)
-{
-	if (OidIsValid(get_relname_relid(object, schema)) ||
-		OidIsValid(GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum(object),
-								   ObjectIdGetDatum(schema))))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("relation or type \"%s\" already exists", object),
-				 errdetail("The job's objects are named after it."),
-				 errhint("Give another name as job => '...'.")));
-}
 
 /* A name that the job's objects can be made of, and that is not in use. */
 static void
@@ -52,13 +39,7 @@ check_name(const BbfJob *job, Oid schema)
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job->name)};
 
-	if (job->name[0] == '\0' || strlen(job->name) > BBF_MAX_JOB_NAME)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("invalid job name: \"%s\"", job->name),
-				 errdetail("A job's name has 1 to %d bytes, because its objects are named after it.",
-						   BBF_MAX_JOB_NAME),
-				 errhint("Give a shorter name as job => '...'.")));
+	bbf_names_check_job(job->name);
 	if (bbf_sql_catalog("SELECT 1 FROM bgw_backfill.job WHERE job OPERATOR(pg_catalog.=) $1",
 						1, types, values, NULL, SPI_OK_SELECT) > 0)
 		ereport(ERROR,
@@ -66,7 +47,8 @@ check_name(const BbfJob *job, Oid schema)
 				 errmsg("job \"%s\" already exists", job->name),
 				 errhint("Give another name as job => '...', or end that job with bgw_backfill.untrack().")));
 	for (int i = 0; i < (int) lengthof(suffixes); i++)
-		check_object_name(bbf_job_object(job, suffixes[i]), schema);
+		bbf_names_check_object(bbf_job_object(job, suffixes[i]), schema, InvalidOid,
+							   "Give another name as job => '...'.");
 }
 
 /* The owner's right on a schema. */
@@ -339,7 +321,9 @@ bbf_check_successor(BbfJob *job, bool shares_table)
 	bbf_usercontext_end(&before);
 	check_flag_is_free(job);
 	for (int i = mode->table ? 1 : 0; !shares_table && i < (mode->table ? (int) lengthof(suffixes) : 1); i++)
-		check_object_name(bbf_job_object(job, suffixes[i]), RelationGetNamespace(source));
+		bbf_names_check_object(bbf_job_object(job, suffixes[i]), RelationGetNamespace(source), InvalidOid,
+							   psprintf("Its owner, or the owner of the schema, can drop it; then try again. Or end the job with bgw_backfill.untrack('%s'), and track it in mode \"%s\" under another name.",
+										bbf_job_display_name(job), job->becomes ? job->becomes : job->mode));
 	relation_close(target, AccessShareLock);
 	relation_close(source, AccessShareLock);
 }

@@ -17,6 +17,7 @@
 #include "catalog/pg_index.h"
 #include "index.h"
 #include "mode.h"
+#include "names.h"
 #include "postmaster/autovacuum.h"
 #include "shmem.h"
 #include "session.h"
@@ -102,6 +103,7 @@ plan_build(const char *job_name, char **drop, char **create, char **table_sql)
 	BbfJob	   *job;
 	const BbfMode *mode;
 	BbfPair    *pair;
+	static const char *const pending_idx = "pending_idx";
 	bool		valid;
 	char	   *name;
 
@@ -115,7 +117,7 @@ plan_build(const char *job_name, char **drop, char **create, char **table_sql)
 	}
 	mode = bbf_mode_lookup(job->mode);
 	pair = bbf_pair_load(job);
-	name = bbf_job_object(job, "pending_idx");
+	name = bbf_job_object(job, pending_idx);
 	*drop = *create = NULL;
 	*table_sql = mode->table ? mode->table(job, pair) : pair->source_sql;
 	if (mode->pending_index == NULL)
@@ -123,6 +125,7 @@ plan_build(const char *job_name, char **drop, char **create, char **table_sql)
 		bbf_txn_commit();
 		return true;
 	}
+	bbf_names_check_installed(job, get_rel_namespace(pair->source), &pending_idx, 1);
 	if (OidIsValid(find_index(job, &valid)) && !valid)
 		*drop = psprintf("DROP INDEX CONCURRENTLY %s", quote_qualified_identifier(pair->schema, name));
 	if (!valid)

@@ -19,6 +19,7 @@
 #include "install.h"
 #include "miscadmin.h"
 #include "mode.h"
+#include "names.h"
 #include "shape.h"
 #include "sql.h"
 #include "storage/lmgr.h"
@@ -203,6 +204,17 @@ bbf_install_lock_alone(const BbfJob *job)
 	lock_both(job, pair, AccessExclusiveLock, AccessExclusiveLock);
 }
 
+/* What the job is about to make has a name that is free, or its own object's. */
+static void
+check_names(const BbfJob *job, const BbfPair *pair)
+{
+	static const char *const suffixes[] = {"pending", "sidecar", "sidecar_idx", "sidecar_key"};
+	int			first = job->successor_of ? 1 : 0;
+	int			last = bbf_mode_lookup(job->mode)->table ? (int) lengthof(suffixes) : 1;
+
+	bbf_names_check_installed(job, get_namespace_oid(pair->schema, false), suffixes + first, Max(last - first, 0));
+}
+
 static void
 make_view(const BbfJob *job, const BbfPair *pair)
 {
@@ -242,6 +254,7 @@ bbf_install_run(BbfJob *job)
 	List	   *triggers;
 	ListCell   *lc;
 
+	check_names(job, pair);
 	check_tables(job, pair);
 	source_lock = mode->source_lock(job, pair);
 	if (source_lock != NoLock)

@@ -306,6 +306,24 @@ bbf_job_lock(const char *name)
 	SPI_freetuptable(SPI_tuptable);
 }
 
+/*
+ * Keep others from changing a job and its state; false, at once, if somebody has
+ * locked either.
+ */
+bool
+bbf_job_try_lock(const char *name)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name)};
+	bool		locked;
+
+	locked = bbf_sql_catalog("SELECT 1 FROM bgw_backfill.job j JOIN bgw_backfill.job_state s ON s.job OPERATOR(pg_catalog.=) j.job"
+							 " WHERE j.job OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED",
+							 1, types, values, NULL, SPI_OK_SELECT) > 0;
+	SPI_freetuptable(SPI_tuptable);
+	return locked;
+}
+
 /* The name that a user knows the job by. */
 const char *
 bbf_job_display_name(const BbfJob *job)

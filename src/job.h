@@ -117,6 +117,7 @@ typedef struct BbfBatch
 
 extern BbfJob *bbf_job_load(const char *name);
 extern void bbf_job_lock(const char *name);
+extern bool bbf_job_try_lock(const char *name);
 extern BbfJob *bbf_job_begin(const char *name);
 extern List *bbf_job_names(void);
 extern const char *bbf_job_phase_name(BbfPhase phase);

@@ -28,6 +28,7 @@
 
 #define MOVE_RETRY_MS		500		/* while snapshots from before a move are held */
 #define BATCHES_AT_ONCE		50		/* of pruning, and of upkeep, after a scan */
+#define BATCHES_MS			10000	/* all of them together, but for the last of each */
 
 /* who listens hears of jobs that have something to hand out */
 #define CHANNEL "bgw_backfill"
@@ -41,9 +42,9 @@ prune_batch(BbfJob *job)
 	return bbf_mode_lookup(job->mode)->stale && bbf_prune_batch(job);
 }
 
-/* A few batches, as long as the job is there and live. */
+/* A few batches, as long as the job is there and live; the scan began then. */
 static void
-batches(const char *name, LiveBatch batch)
+batches(const char *name, LiveBatch batch, TimestampTz began)
 {
 	for (int i = 0; i < BATCHES_AT_ONCE; i++)
 	{
@@ -54,7 +55,7 @@ batches(const char *name, LiveBatch batch)
 			return;
 		more = job->phase == BBF_PHASE_LIVE && !job->uninstall && batch(job);
 		bbf_txn_commit();
-		if (!more)
+		if (!more || TimestampDifferenceExceeds(began, GetCurrentTimestamp(), BATCHES_MS))
 			return;
 	}
 }
@@ -86,13 +87,15 @@ notify(const char *name)
 static void
 scan(BbfJob *job)
 {
+	TimestampTz began = GetCurrentTimestamp();
+
 	bbf_outcome_in_scan(true);
 	bbf_scan_run(job);
 	bbf_txn_commit();
-	batches(job->name, prune_batch);
-	batches(job->name, bbf_upkeep_claims);
-	batches(job->name, bbf_upkeep_attempts);
-	batches(job->name, bbf_upkeep_passed);
+	batches(job->name, prune_batch, began);
+	batches(job->name, bbf_upkeep_claims, began);
+	batches(job->name, bbf_upkeep_attempts, began);
+	batches(job->name, bbf_upkeep_passed, began);
 	notify(job->name);
 	bbf_outcome_in_scan(false);
 	if (job->handler)

@@ -17,7 +17,8 @@
  * triggers on the table already.
  *
  * The objects have their final names from the beginning, all but the triggers
- * (see bbf_job_object).  Modes that keep the same table share it meanwhile.
+ * (see bbf_job_object).  The successor's name is one that nobody can guess, nor give
+ * to a job: whoever had it before would keep the job from moving.  Modes that keep the same table share it meanwhile.
  */
 #include "postgres.h"
 
@@ -59,7 +60,7 @@ insert_successor(const BbfJob *job, const BbfJob *successor)
 	if (bbf_sql_catalog("INSERT INTO bgw_backfill.job (job, successor_of, becomes, owner, role_oid, database_oid, system_id,"
 						" source_oid, target_oid, source_schema, source_name, target_schema, target_name, mode,"
 						" source_key, target_key, flag_column, pending_where, match_where, group_by, settings, paused)"
-						" SELECT '~' OPERATOR(pg_catalog.||) pg_catalog.md5(j.job), j.job, $4, j.owner, j.role_oid,"
+						" SELECT '~' OPERATOR(pg_catalog.||) pg_catalog.gen_random_uuid()::pg_catalog.text, j.job, $4, j.owner, j.role_oid,"
 						" j.database_oid, j.system_id, j.source_oid, j.target_oid, j.source_schema, j.source_name,"
 						" j.target_schema, j.target_name, $2, j.source_key, j.target_key, $3, j.pending_where,"
 						" j.match_where, j.group_by, j.settings, j.paused"

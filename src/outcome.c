@@ -157,20 +157,21 @@ is_worth_a_check(const BbfJob *job, const ErrorData *edata)
 		(edata->sqlerrcode == ERRCODE_UNDEFINED_TABLE || edata->sqlerrcode == ERRCODE_UNDEFINED_COLUMN);
 }
 
-/* Record an error, in a transaction of its own. */
-static TimestampTz
-record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool scan)
+/* Record an error, in a transaction of its own, that waits for nobody.  False: somebody holds the job's rows. */
+static bool
+record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool scan, TimestampTz *due)
 {
-	TimestampTz due = 0;
+	bool		recorded = true;
 	BbfJob	   *job;
 
+	*due = 0;
 	if (!bbf_txn_begin())
-		return 0;
+		return true;
 	job = bbf_job_load(job_name);
-	if (job)					/* else it is untracked meanwhile */
-		due = record_for(job, edata, is_worth_a_check(job, edata) ? RETRY : verdict, scan);
+	if (job && (recorded = bbf_job_try_lock(job_name)))	/* else it is untracked meanwhile */
+		*due = record_for(job, edata, is_worth_a_check(job, edata) ? RETRY : verdict, scan);
 	bbf_txn_commit();
-	return due;
+	return recorded;
 }
 
 /*
@@ -180,7 +181,7 @@ record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool
  *
  * Somebody may hold the very row that the record goes to (an open transaction
  * that has resumed the job, or truncated its target): then there is no record
- * (recorded), and it is up to the worker to leave the job alone until that time.
+ * (recorded), and it is up to the worker to leave the job alone for a while.
  */
 TimestampTz
 bbf_outcome_of_error(const char *job_name, ErrorData *edata, bool *recorded)
@@ -188,7 +189,7 @@ bbf_outcome_of_error(const char *job_name, ErrorData *edata, bool *recorded)
 	MemoryContext context = CurrentMemoryContext;
 	bool		timed_out = bbf_txn_timed_out();
 	bool		scan = in_scan;
-	volatile TimestampTz due;
+	TimestampTz due = 0;
 
 	in_scan = false;
 	*recorded = true;
@@ -196,7 +197,7 @@ bbf_outcome_of_error(const char *job_name, ErrorData *edata, bool *recorded)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		due = record_alone(job_name, edata, judge(edata, timed_out), scan);
+		*recorded = record_alone(job_name, edata, judge(edata, timed_out), scan, &due);
 	}
 	PG_CATCH();
 	{
@@ -206,7 +207,6 @@ bbf_outcome_of_error(const char *job_name, ErrorData *edata, bool *recorded)
 		bbf_txn_abort();
 		MemoryContextSwitchTo(context);
 		log_error(job_name, edata, judge(edata, false));
-		due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), bbf_throttle_retry_delay(0));
 		*recorded = false;
 	}
 	PG_END_TRY();

@@ -8,6 +8,9 @@
  * user's table.  It is also who speaks for a worker that cannot: when a job's
  * tables are gone, or its owner could not connect, or the job came here in a
  * dump or a copied database.
+ *
+ * Each job is looked at in a transaction of its own, and none is waited for: what
+ * is the matter with one, or who holds its rows, delays no other.
  */
 #include "postgres.h"
 
@@ -32,6 +35,22 @@
 #include "utils/timestamp.h"
 
 #define TRY_AGAIN_MS	2000
+#define LOCK_WAIT_MS	10		/* for what is deleted with a job */
+
+static bool again = false;		/* something could not be done now */
+
+/*
+ * The rows of a job, to be written; false: somebody else holds one.  He may do so
+ * for as long as he likes, so we come back.
+ */
+static bool
+take_rows(const BbfJob *job)
+{
+	if (bbf_job_try_lock(job->name))
+		return true;
+	again = true;
+	return false;
+}
 
 /* Record why no worker can be started for a job. */
 static void
@@ -39,6 +58,8 @@ give_up(const BbfJob *job, BbfHealth health, const char *problem, const char *hi
 {
 	char	   *message = hint ? psprintf("%s (%s)", problem, hint) : psprintf("%s", problem);
 
+	if (!take_rows(job))
+		return;
 	ereport(LOG,
 			(errmsg("job \"%s\" cannot go on: %s", job->name, problem),
 			 hint ? errhint("%s", hint) : 0));
@@ -78,7 +99,10 @@ schedule(const BbfJob *job, TimestampTz now)
 	if (job->uninstall && !OidIsValid(owner))
 		owner = bbf_pair_owner(bbf_job_target(job));
 	if (job->uninstall && !OidIsValid(owner))
-		bbf_job_delete(job->name);	/* nothing is left to uninstall */
+	{
+		if (take_rows(job))
+			bbf_job_delete(job->name);	/* nothing is left to uninstall */
+	}
 	else if (!bbf_job_same_place(job) && !job->uninstall)
 	{
 		if (job->health != BBF_HEALTH_HELD)
@@ -132,29 +156,80 @@ look_for_prepared(void)
 		bbf_shmem_recheck(MyDatabaseId);
 }
 
+/* The names of the jobs to be looked at, in memory that outlives the look; NIL: none. */
+static List *
+list_jobs(const char *unused)
+{
+	List	   *names = NIL;
+
+	if (!bbf_txn_begin())
+		bbf_shmem_forget_database(MyDatabaseId);
+	else
+	{
+		if (version_is_ours())
+		{
+			look_for_prepared();
+			names = bbf_job_names();
+		}
+		bbf_txn_commit();
+	}
+	return names;
+}
+
+static List *
+look_at_job(const char *name)
+{
+	BbfJob	   *job = bbf_job_begin(name);
+
+	if (job == NULL)
+		return NIL;
+	bbf_txn_lock_timeout(LOCK_WAIT_MS);
+	schedule(job, GetCurrentTimestamp());
+	bbf_txn_commit();
+	return NIL;
+}
+
+/* One look; an error of it is reported, and ends it alone. */
+static List *
+guarded(List *(*look) (const char *name), const char *name)
+{
+	MemoryContext context = CurrentMemoryContext;
+	List	   *volatile names = NIL;
+
+	PG_TRY();
+	{
+		names = look(name);
+	}
+	PG_CATCH();
+	{
+		EmitErrorReport();
+		FlushErrorState();
+		bbf_txn_abort();
+		again = true;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return names;
+}
+
 static void
 schedule_all(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill job", ALLOCSET_DEFAULT_SIZES);
+	List	   *names;
 	ListCell   *lc;
 
-	if (!bbf_txn_begin())
+	MemoryContextSwitchTo(TopMemoryContext);
+	names = guarded(list_jobs, NULL);
+	foreach(lc, names)
 	{
-		bbf_shmem_forget_database(MyDatabaseId);
-		return;
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(context);
+		MemoryContextSwitchTo(context);
+		guarded(look_at_job, lfirst(lc));
 	}
-	if (version_is_ours())
-	{
-		look_for_prepared();
-		foreach(lc, bbf_job_names())
-		{
-			BbfJob	   *job = bbf_job_load(lfirst(lc));
-
-			if (job)
-				schedule(job, now);
-		}
-	}
-	bbf_txn_commit();
+	if (again)
+		bbf_shmem_set_next_due(MyDatabaseId, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TRY_AGAIN_MS));
 }
 
 /* A scheduler's main function. */
@@ -166,18 +241,6 @@ bbf_scheduler_main(Datum main_arg)
 	if (bbf_launcher_attach(main_arg, &launch) == NULL)
 		return;
 	BackgroundWorkerInitializeConnectionByOid(launch.datid, InvalidOid, 0);
-	PG_TRY();
-	{
-		schedule_all();
-	}
-	PG_CATCH();
-	{
-		EmitErrorReport();
-		FlushErrorState();
-		bbf_txn_abort();
-		bbf_shmem_set_next_due(launch.datid,
-							   TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TRY_AGAIN_MS));
-	}
-	PG_END_TRY();
+	schedule_all();
 	bbf_shmem_say_goodbye();
 }

@@ -9,6 +9,7 @@
 #include "miscadmin.h"
 #include "optimizer/cost.h"
 #include "session.h"
+#include "storage/proc.h"
 #include "utils/guc.h"
 
 #define BBF_SEARCH_PATH "pg_catalog, pg_temp"
@@ -112,6 +113,22 @@ bbf_session_pin(void)
 	int			nestlevel = NewGUCNestLevel();
 
 	(void) set_config_option("search_path", BBF_SEARCH_PATH, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	return nestlevel;
+}
+
+/*
+ * In a level of its own: wait for no lock longer than that, or than the session does.
+ * Returns the level for bbf_session_unpin().
+ */
+int
+bbf_session_pin_waits(int timeout_ms)
+{
+	int			nestlevel = NewGUCNestLevel();
+	char		value[32];
+
+	snprintf(value, sizeof(value), "%d", LockTimeout > 0 ? Min(LockTimeout, timeout_ms) : timeout_ms);
+	(void) set_config_option("lock_timeout", value, PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	return nestlevel;
 }

@@ -140,8 +140,10 @@ set_latches(Oid datid)
 	{
 		BbfSlot    *slot = &bbf_shared->slots[i];
 
-		if (slot->kind != BBF_SLOT_FREE && slot->datid == datid && slot->latch)
-			SetLatch(slot->latch);
+		if (slot->kind == BBF_SLOT_FREE || slot->datid != datid || slot->latch == NULL)
+			continue;
+		slot->woken = true;
+		SetLatch(slot->latch);
 	}
 }
 

@@ -60,6 +60,7 @@ typedef struct BbfSlot
 	bool		clean;			/* having said when it wants to be back */
 	TimestampTz launched_at;
 	Latch	   *latch;
+	bool		woken;			/* a job has changed; waits of the server's own reset the latch */
 	/* what a worker is at */
 	char		job[NAMEDATALEN];
 	BbfActivity activity;
@@ -102,6 +103,7 @@ extern bool bbf_shmem_has_worker(Oid datid, Oid owner);
 /* a launched process, for its own slot: shmem_slot.c */
 extern BbfSlot *bbf_shmem_attach(int slotno, uint64 generation);
 extern void bbf_shmem_report(const char *job, BbfActivity activity, const char *waiting_for);
+extern bool bbf_shmem_was_woken(void);
 extern void bbf_shmem_set_cancellable(bool on);
 extern double bbf_shmem_index_percent(void);
 extern bool bbf_shmem_claim_index_build(void);

@@ -89,6 +89,21 @@ bbf_shmem_report(const char *job, BbfActivity activity, const char *waiting_for)
 	LWLockRelease(bbf_shared->lock);
 }
 
+/* Has any job changed since this was last asked? */
+bool
+bbf_shmem_was_woken(void)
+{
+	bool		woken = false;
+
+	if (my_slot == NULL)
+		return false;
+	LWLockAcquire(bbf_shared->lock, LW_EXCLUSIVE);
+	woken = my_slot->woken;
+	my_slot->woken = false;
+	LWLockRelease(bbf_shared->lock);
+	return woken;
+}
+
 /* Whether pause() may cancel what this worker is at. */
 void
 bbf_shmem_set_cancellable(bool on)

@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "common/pg_prng.h"
 #include "compat.h"
 #include "fill.h"
 #include "index.h"
@@ -42,6 +43,8 @@
 #define TURN_MS				10000	/* before others who wait get the place */
 #define INDEX_RETRY_MS		1000	/* while another index is being built */
 #define SKIPPED_AT_ONCE		16		/* remembered rows tried between batches */
+#define MAX_DOUBLINGS		5		/* of the time that a job with a locked row is left alone */
+#define SKIPPED_MS			2000	/* and for how long */
 
 static MemoryContext step_context;
 
@@ -54,9 +57,18 @@ typedef struct Checked
 
 static List *checked_jobs = NIL;	/* in TopMemoryContext */
 
-/* a job whose error could not be recorded is left alone for a while */
-static char unrecorded_job[NAMEDATALEN];
-static TimestampTz unrecorded_until = 0;
+/*
+ * A job whose error could not be recorded: somebody holds its row, for as long as
+ * he likes.  It is left alone for a while, each time for longer.
+ */
+typedef struct Unrecorded
+{
+	char		job[NAMEDATALEN];
+	int			times;
+	TimestampTz until;
+} Unrecorded;
+
+static List *unrecorded_jobs = NIL; /* in TopMemoryContext */
 
 /* Report what we are at, here and in pg_stat_activity. */
 static void
@@ -123,11 +135,47 @@ set_checked(const char *name, bool on)
 	}
 }
 
+static Unrecorded *
+find_unrecorded(const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, unrecorded_jobs)
+	{
+		Unrecorded *unrecorded = lfirst(lc);
+
+		if (strcmp(unrecorded->job, name) == 0)
+			return unrecorded;
+	}
+	return NULL;
+}
+
+/* Leave a job alone for a while; returns until when. */
+static TimestampTz
+leave_alone(const char *name)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	Unrecorded *unrecorded = find_unrecorded(name);
+
+	if (unrecorded == NULL)
+	{
+		unrecorded = palloc0(sizeof(Unrecorded));
+		strlcpy(unrecorded->job, name, NAMEDATALEN);
+		unrecorded_jobs = lappend(unrecorded_jobs, unrecorded);
+	}
+	unrecorded->until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													bbf_throttle_retry_delay(Min(unrecorded->times++, MAX_DOUBLINGS)));
+	MemoryContextSwitchTo(old);
+	return unrecorded->until;
+}
+
 /* Try a few of the rows that batches had to skip, without waiting for any. */
 static void
 try_skipped(const char *name, bool sweep)
 {
-	for (int i = 0; i < SKIPPED_AT_ONCE; i++)
+	TimestampTz began = GetCurrentTimestamp();
+
+	for (int i = 0; i < SKIPPED_AT_ONCE && !TimestampDifferenceExceeds(began, GetCurrentTimestamp(), SKIPPED_MS); i++)
 	{
 		BbfJob	   *job = bbf_job_begin(name);
 		bool		more;
@@ -260,38 +308,57 @@ step(const char *name)
 	return phase_step(job);
 }
 
+/* Are a job's rows free again?  Looked at without waiting. */
+static bool
+is_free(const char *name)
+{
+	bool		result;
+
+	if (!bbf_txn_begin())
+		return false;
+	result = bbf_job_try_lock(name);
+	bbf_txn_commit();
+	return result;
+}
+
 /* One step, and what to do about an error in it. */
 static TimestampTz
 guarded_step(const char *name)
 {
+	Unrecorded *volatile unrecorded = find_unrecorded(name);
 	volatile TimestampTz due;
-	bool		recorded;
+	volatile bool stuck = false;
 
-	if (strcmp(unrecorded_job, name) == 0 && unrecorded_until > GetCurrentTimestamp())
-		return unrecorded_until;
+	if (unrecorded && unrecorded->until > GetCurrentTimestamp())
+		return unrecorded->until;
 	MemoryContextReset(step_context);
 	MemoryContextSwitchTo(step_context);
 	PG_TRY();
 	{
-		due = step(name);
+		stuck = unrecorded && !is_free(name);
+		due = stuck ? leave_alone(name) : step(name);
 	}
 	PG_CATCH();
 	{
 		ErrorData  *edata;
+		bool		recorded;
 
 		MemoryContextSwitchTo(step_context);
 		edata = CopyErrorData();
 		FlushErrorState();
 		set_checked(name, false);
 		due = bbf_outcome_of_error(name, edata, &recorded);
-		if (!recorded)
-		{
-			strlcpy(unrecorded_job, name, NAMEDATALEN);
-			unrecorded_until = due;
-		}
+		stuck = !recorded;
+		if (stuck)
+			due = leave_alone(name);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(step_context);
+	if (unrecorded && !stuck)
+	{
+		unrecorded_jobs = list_delete_ptr(unrecorded_jobs, unrecorded);
+		pfree(unrecorded);
+	}
 	return due;
 }
 
@@ -324,27 +391,47 @@ job_names(MemoryContext context, bool *failed)
 	return names;
 }
 
+/* Others wait for our place, and we have had it for a while. */
+static bool
+place_is_wanted(TimestampTz began)
+{
+	return TimestampDifferenceExceeds(began, GetCurrentTimestamp(), TURN_MS) && bbf_shmem_others_wait();
+}
+
 /*
- * One step of each of our due jobs.  Returns when the next step is due, 0 if
- * none is; the job that it is due for goes to next_job.
+ * Begin with any of the jobs: who has to give up his place before all of them had
+ * their step would always leave out the same ones.
+ */
+static List *
+begin_anywhere(List *names)
+{
+	int			n = names == NIL ? 0 : (int) pg_prng_uint64_range(&pg_global_prng_state, 0, list_length(names) - 1);
+
+	return list_concat(list_copy_tail(names, n), list_truncate(list_copy(names), n));
+}
+
+/*
+ * One step of each of our due jobs, or of some if our place is wanted.  Returns when
+ * the next step is due, 0 if none is; the job that it is due for goes to next_job.
  */
 static TimestampTz
-take_a_turn(MemoryContext context, List **names, char *next_job)
+take_a_turn(MemoryContext context, List **names, char *next_job, TimestampTz began)
 {
 	TimestampTz next = 0;
 	ListCell   *lc;
 
 	next_job[0] = '\0';
-	/* a change of any job has set our latch */
-	if (*names == NIL || MyLatch->is_set)
+	ResetLatch(MyLatch);
+	if (bbf_shmem_was_woken() || *names == NIL)
 	{
 		bool		failed = false;
 
-		ResetLatch(MyLatch);
 		MemoryContextReset(context);
 		*names = job_names(context, &failed);
 		if (failed)
 			return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINGER_MS);
+		MemoryContextSwitchTo(context);
+		*names = begin_anywhere(*names);
 	}
 	foreach(lc, *names)
 	{
@@ -355,6 +442,8 @@ take_a_turn(MemoryContext context, List **names, char *next_job)
 		CHECK_FOR_INTERRUPTS();
 		if (!bbf_guc_enabled)
 			break;
+		if (place_is_wanted(began))
+			return GetCurrentTimestamp();
 		due = guarded_step(lfirst(lc));
 		if (due != 0 && (next == 0 || due < next))
 		{
@@ -398,13 +487,12 @@ work(void)
 		reload();
 		if (!bbf_guc_enabled)
 			return 0;
-		next = take_a_turn(turn_context, &names, next_job);
+		next = take_a_turn(turn_context, &names, next_job, began);
 		now = GetCurrentTimestamp();
 		if (next == 0)
 			return 0;
 		delay = TimestampDifferenceMilliseconds(now, next);
-		if (delay > LINGER_MS ||
-			(bbf_shmem_others_wait() && TimestampDifferenceExceeds(began, now, TURN_MS)))
+		if (delay > LINGER_MS || place_is_wanted(began))
 			return next;
 		if (delay > 0)
 		{

@@ -36,7 +36,7 @@ SELECT track('flag_column => NULL');
 
 -- the job's name
 SELECT length(x), track(format('job => %L, flag_column => %L', x, 'flag'))
-FROM unnest(ARRAY['', 'x', repeat('x', 51), repeat('x', 52), repeat('ä', 25), repeat('ä', 26), repeat('x', 200)]) x;
+FROM unnest(ARRAY['', 'x', repeat('x', 51), repeat('x', 52), repeat('ä', 25), repeat('ä', 26), repeat('x', 200), '~x']) x;
 SELECT x, track(format('job => %L, flag_column => %L', x, 'flag'))
 FROM unnest(ARRAY['two words', 'it''s', '"quoted"', 'back\slash', '%s', E'a\nb', 'a,b=c', '$1']) x;
 SELECT test.refused($$SELECT bgw_backfill.track('a_source_with_a_name_of_fifty_two_bytes_which_is_long', 'target_of_it')$$);

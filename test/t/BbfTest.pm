@@ -8,11 +8,12 @@ use Exporter 'import';
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(new_node settings sql app create_pair track progress wait_for wait_phase
   wait_batches worker_pid workers job_exact history_begin history_is_sound old_snapshot
   end_session log_since log_position log_count error_of prepare_database no_crash
-  waits_for_snapshot no_worker server_version scan);
+  waits_for_snapshot no_worker server_version scan accepts_connections);
 
 # A started node with the library, the extension in database postgres, and the role app, who is no
 # superuser. Named arguments: conf (lines), streaming (as init's allows_streaming), preload, start.
@@ -259,6 +260,19 @@ sub no_crash
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return is(log_count($node, qr/TRAP:|PANIC:|terminated by signal (?!9\b)/), 0, 'no process crashed');
+}
+
+# Waits until a server that is coming up again takes connections. (A psql that is refused breaks the pipe that its query comes by.)
+sub accepts_connections
+{
+	my ($node) = @_;
+
+	foreach (1 .. 1800)
+	{
+		return 1 if system('pg_isready', '-q', '-d', $node->connstr('postgres')) == 0;
+		usleep(100_000);
+	}
+	return 0;
 }
 
 # Wait until an index build waits for old snapshots.

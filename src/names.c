@@ -1,0 +1,159 @@
+/*
+ * names.c
+ *		The names of jobs and of their objects: who may have them.
+ *
+ * Job names belong to the whole database, and the first who asks has one.  Nobody
+ * waits for somebody who has asked and not committed: a lock on the name says so at
+ * once, before the row's unique index would wait.  The name of a successor is
+ * nobody's to ask for (bbf_names_check_job), and cannot be guessed.
+ *
+ * A job's objects stand beside its source, and whoever may create something in that
+ * schema can take a name before us, or be about to: making ours would wait for his
+ * transaction, with the tables locked.  So the names are looked at first, with a
+ * snapshot that sees what is not committed.  Who takes one after that look is waited
+ * for once, for lock_timeout; the next try sees him.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "names.h"
+#include "storage/lock.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+
+/* the lock's number among the advisory ones; SQL has 1 and 2, leases 4 */
+#define LOCK_CLASS 5
+
+/*
+ * Have a job's name until the end of the transaction.  An error if somebody else has
+ * it, or, which is not likely, one that looks the same to the lock.
+ */
+static void
+take_job_name(const char *name)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId,
+						 get_relname_relid("job", get_namespace_oid("bgw_backfill", false)),
+						 hash_bytes((const unsigned char *) name, (int) strlen(name)), LOCK_CLASS);
+	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("another transaction is about to make a job named \"%s\"", name),
+				 errdetail("It is not committed yet."),
+				 errhint("Try again later, or give another name as job => '...'.")));
+}
+
+/* May a new job have this name, as far as can be said without looking at the others? */
+void
+bbf_names_check_job(const char *name)
+{
+	if (name[0] == '\0' || strlen(name) > BBF_MAX_JOB_NAME)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid job name: \"%s\"", name),
+				 errdetail("A job's name has 1 to %d bytes, because its objects are named after it.",
+						   BBF_MAX_JOB_NAME),
+				 errhint("Give a shorter name as job => '...'.")));
+	if (name[0] == BBF_SUCCESSOR_PREFIX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid job name: \"%s\"", name),
+				 errdetail("Names that begin with \"%c\" are those of jobs on their way to another mode.",
+						   BBF_SUCCESSOR_PREFIX),
+				 errhint("Give another name as job => '...'.")));
+	take_job_name(name);
+}
+
+/* What has a name in a schema, according to a catalog, committed or not. */
+typedef struct Found
+{
+	bool		any;
+	bool		uncommitted;	/* another transaction has made it, and is open */
+	Oid			owner;
+} Found;
+
+static Found
+find(Oid catalog, Oid index, AttrNumber name_att, AttrNumber schema_att, const char *name, Oid schema)
+{
+	Found		found = {0};
+	Relation	rel = table_open(catalog, AccessShareLock);
+	SnapshotData dirty;
+	NameData	key_name;
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	namestrcpy(&key_name, name);
+	ScanKeyInit(&keys[0], name_att, BTEqualStrategyNumber, F_NAMEEQ, NameGetDatum(&key_name));
+	ScanKeyInit(&keys[1], schema_att, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(schema));
+	InitDirtySnapshot(dirty);
+	scan = systable_beginscan(rel, index, true, &dirty, 2, keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		found.any = true;
+		found.uncommitted = TransactionIdIsValid(dirty.xmin);
+		found.owner = catalog == RelationRelationId ? ((Form_pg_class) GETSTRUCT(tuple))->relowner :
+			((Form_pg_type) GETSTRUCT(tuple))->typowner;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * An error if something has the name of an object to be, and does not belong to
+ * owner (InvalidOid: whoever it belongs to): a relation, or a type, as each table and
+ * view has one of its name.
+ */
+void
+bbf_names_check_object(const char *object, Oid schema, Oid owner, const char *hint)
+{
+	Found		found = find(RelationRelationId, ClassNameNspIndexId, Anum_pg_class_relname,
+							 Anum_pg_class_relnamespace, object, schema);
+
+	if (found.any && !found.uncommitted && found.owner == owner)
+		return;
+	if (!found.any)
+		found = find(TypeRelationId, TypeNameNspIndexId, Anum_pg_type_typname, Anum_pg_type_typnamespace,
+					 object, schema);
+	if (!found.any)
+		return;
+	if (found.uncommitted)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("another transaction is about to make a relation or type \"%s\"", object),
+				 errdetail("The job's objects are named after it. The transaction is role \"%s\"'s, and not committed yet.",
+						   GetUserNameFromId(found.owner, false)),
+				 errhint("%s", hint)));
+	ereport(ERROR,
+			(errcode(ERRCODE_DUPLICATE_TABLE),
+			 errmsg("relation or type \"%s\" already exists", object),
+			 OidIsValid(owner) ?
+			 errdetail("The job's objects are named after it. It belongs to role \"%s\".",
+					   GetUserNameFromId(found.owner, false)) :
+			 errdetail("The job's objects are named after it."),
+			 errhint("%s", hint)));
+}
+
+/* The same for those that a job is about to make, where some may be there already. */
+void
+bbf_names_check_installed(const BbfJob *job, Oid schema, const char *const *suffixes, int n)
+{
+	const char *name = bbf_job_display_name(job);
+
+	for (int i = 0; i < n; i++)
+		bbf_names_check_object(bbf_job_object(job, suffixes[i]), schema, GetUserId(),
+							   psprintf("Its owner, or the owner of the schema, can drop it; then use bgw_backfill.resume('%s'). Or end the job with bgw_backfill.untrack('%s'), and track it under another name.",
+										name, name));
+}
