@@ -290,8 +290,7 @@ bbf_check_job(BbfJob *job)
 	check_indexed(job, source, pair);
 	mode->check(job, source, target);
 	check_trigger_names(mode->triggers(job, pair));
-	if (mode->sync_readers)
-		bbf_readers_tell(job, pair);
+	bbf_readers_tell(job, pair);
 	bbf_usercontext_end(&before);
 	check_flag_is_free(job);
 
@@ -311,10 +310,14 @@ bbf_check_successor(BbfJob *job, bool shares_table)
 	Relation	source = open_table(bbf_job_source(job), "source");
 	Relation	target = open_table(bbf_job_target(job), "target");
 	BbfUserContext before;
+	BbfPair    *pair;
 
 	bbf_usercontext_begin(source->rd_rel->relowner, true, &before);
-	check_indexed(job, source, bbf_pair_load(job));
+	pair = bbf_pair_load(job);
+	check_indexed(job, source, pair);
 	mode->check(job, source, target);
+	if (!shares_table)
+		bbf_readers_tell(job, pair);
 	bbf_usercontext_end(&before);
 	check_flag_is_free(job);
 	for (int i = mode->table ? 1 : 0; !shares_table && i < (mode->table ? (int) lengthof(suffixes) : 1); i++)

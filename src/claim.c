@@ -227,7 +227,13 @@ keys_argument(const BbfPair *pair, ArrayType *array, Datum **keys, int *n)
 
 /*
  * A token is its claimer's, and the owner's of the tables: theirs who have the rights
- * of either.
+ * of either.  That there is such a token is no secret: they are numbered, and whoever
+ * may ask can claim one himself.
+ *
+ * The claimer is stored as an OID: a role stays itself when it is renamed, and one that
+ * is made anew is another.  In another server it would mean somebody else: so claims
+ * are not dumped, and a job that has come elsewhere is held until resume() has
+ * forgotten them.
  */
 static void
 check_token(const BbfJob *job, const BbfClaim *claim, Oid caller)

@@ -291,6 +291,9 @@ bbf_install_check(BbfJob *job)
 	check_tables(job, pair);
 	bbf_job_rename(job, pair->source, pair->target);
 	missing = mode->missing(job, pair);
+	/* before what may keep the job from going on: who may not read is kept out all the same */
+	if (missing == NULL && mode->sync_readers)
+		mode->sync_readers(job, pair);
 	if (missing == NULL)
 	{
 		foreach(lc, mode->triggers(job, pair))
@@ -305,8 +308,6 @@ bbf_install_check(BbfJob *job)
 		missing = mode->strange(job, pair);
 	if (missing == NULL && job->successor_of == NULL && !OidIsValid(find_view(job, pair)))
 		missing = psprintf("view \"%s\"", bbf_job_object(job, "pending"));
-	if (missing == NULL && mode->sync_readers)
-		mode->sync_readers(job, pair);
 	if (missing == NULL)
 		return true;
 

@@ -29,14 +29,16 @@
 
 /*
  * Who may read the source's key and group ($1: the source, $2, $3: these columns), by
- * a grant on the table ($4: that counts as well) or by one on each of them.
+ * a grant on the table ($4: that counts as well) or by one on each of them, of which
+ * one may be everybody's.
  */
 #define READERS \
 	"SELECT a.grantee FROM pg_class c, aclexplode(c.relacl) a WHERE $4 AND c.oid = $1" \
 	" AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner" \
-	" UNION SELECT k.grantee FROM pg_class c, pg_attribute ka, aclexplode(ka.attacl) k, pg_attribute ga, aclexplode(ga.attacl) g" \
+	" UNION SELECT greatest(k.grantee, g.grantee) FROM pg_class c, pg_attribute ka, aclexplode(ka.attacl) k, pg_attribute ga, aclexplode(ga.attacl) g" \
 	" WHERE c.oid = $1 AND ka.attrelid = $1 AND ka.attnum = $2 AND ga.attrelid = $1 AND ga.attnum = $3" \
-	" AND k.privilege_type = 'SELECT' AND g.privilege_type = 'SELECT' AND g.grantee = k.grantee AND k.grantee <> c.relowner"
+	" AND k.privilege_type = 'SELECT' AND g.privilege_type = 'SELECT'" \
+	" AND (k.grantee = g.grantee OR k.grantee = 0::oid OR g.grantee = 0::oid) AND greatest(k.grantee, g.grantee) <> c.relowner"
 
 /*
  * Of these, those who may read all keys: where row security decides who reads which
@@ -90,16 +92,18 @@ bbf_readers_grant(const char *what, const BbfPair *pair)
 
 /*
  * Let those read a table of pending keys who may read all keys of the source, and
- * nobody else; nor may anybody else do anything to it.
+ * nobody else; nor may anybody else do anything to it.  What somebody has passed on
+ * goes with his right to do so; whoever is to have it gets it from the owner.
  */
 void
 bbf_readers_sync(const BbfPair *pair, Oid table, const char *table_sql)
 {
 	Args		args = arguments(pair, true, OIDOID, ObjectIdGetDatum(table));
-	const char *has = "(SELECT grantee, bool_and(privilege_type = 'SELECT' AND NOT is_grantable) AS reads FROM ("
-		" SELECT a.* FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = $5 AND a.grantee <> c.relowner"
-		" UNION ALL SELECT 0, a.grantee, 'column', false FROM pg_class c, pg_attribute t, aclexplode(t.attacl) a"
-		"  WHERE c.oid = $5 AND t.attrelid = $5 AND a.grantee <> c.relowner) x GROUP BY grantee)";
+	const char *has = "(SELECT grantee, bool_and(reads) AS reads FROM ("
+		" SELECT a.grantee, a.privilege_type = 'SELECT' AND NOT a.is_grantable AND a.grantor = c.relowner AS reads"
+		"  FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = $5 AND a.grantee <> c.relowner"
+		" UNION ALL SELECT a.grantee, false FROM pg_class c, pg_attribute t, aclexplode(t.attacl) a"
+		"  WHERE c.oid = $5 AND t.attrelid = $5 AND NOT t.attisdropped AND a.grantee <> c.relowner) x GROUP BY grantee)";
 
 	run_returned(bbf_sql_run(psprintf("WITH wanted AS MATERIALIZED (" READERS_OF_ALL "), has AS MATERIALIZED %s"
 									  " SELECT x.sql FROM ("
@@ -112,22 +116,33 @@ bbf_readers_sync(const BbfPair *pair, Oid table, const char *table_sql)
 							 5, args.types, args.values, NULL, SPI_OK_SELECT));
 }
 
-/* Say who will read the table of pending keys of a job that is to be. */
+/* Say what a job that is to be will grant: the table of pending keys, or the flag's column, if it adds that. */
 void
 bbf_readers_tell(const BbfJob *job, const BbfPair *pair)
 {
-	Args		args = arguments(pair, true, OIDOID, ObjectIdGetDatum(InvalidOid));
+	bool		of_table = bbf_mode_lookup(job->mode)->sync_readers != NULL;
+	Args		args = arguments(pair, of_table, OIDOID, ObjectIdGetDatum(InvalidOid));
 	char	   *roles;
 
-	bbf_sql_run_latest(pair->owner, "SELECT string_agg(" GRANTEE("r") ", ', ' ORDER BY r.grantee) FROM (" READERS_OF_ALL ") r",
+	if (!of_table && (job->flag_column == NULL || get_attnum(pair->source, job->flag_column) != InvalidAttrNumber))
+		return;
+	bbf_sql_run_latest(pair->owner, psprintf("SELECT string_agg(" GRANTEE("r") ", ', ' ORDER BY r.grantee) FROM (%s) r",
+											 of_table ? READERS_OF_ALL : READERS),
 					   4, args.types, args.values, NULL, SPI_OK_SELECT, false);
 	roles = bbf_sql_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
-	if (roles)
+	if (roles == NULL)
+		return;
+	if (of_table)
 		ereport(NOTICE,
 				(errmsg("SELECT on table \"%s\" will be granted to %s", bbf_job_object(job, "sidecar"), roles),
 				 errdetail("It holds key and group of the pending rows; who may read those of table \"%s\" may read it.",
 						   get_rel_name(pair->source))));
+	else
+		ereport(NOTICE,
+				(errmsg("SELECT on column \"%s\" of table \"%s\" will be granted to %s",
+						job->flag_column, get_rel_name(pair->source), roles),
+				 errdetail("It says which rows are pending; who may read key and group may read it.")));
 }
 
 /* Those of a view's readers who may not read some of a table's columns; columns NULL: all readers.  NULL: none. */

@@ -47,7 +47,15 @@
 #define SKIPPED_MS			2000	/* and for how long */
 
 static MemoryContext step_context;
-static List *checked_jobs = NIL;	/* names, in TopMemoryContext */
+
+/* a job whose installation was checked by this worker, and when */
+typedef struct Checked
+{
+	char		job[NAMEDATALEN];
+	TimestampTz at;
+} Checked;
+
+static List *checked_jobs = NIL;	/* in TopMemoryContext */
 
 /*
  * A job whose error could not be recorded: somebody holds its row, for as long as
@@ -75,40 +83,56 @@ report(const BbfJob *job)
 	bbf_shmem_report(job->name, BBF_ACT_RUNNING, NULL);
 }
 
-static bool
-is_checked(const char *name)
+static Checked *
+find_checked(const char *name)
 {
 	ListCell   *lc;
 
 	foreach(lc, checked_jobs)
 	{
-		if (strcmp(lfirst(lc), name) == 0)
-			return true;
+		Checked    *checked = lfirst(lc);
+
+		if (strcmp(checked->job, name) == 0)
+			return checked;
 	}
-	return false;
+	return NULL;
+}
+
+/*
+ * Was the job's installation checked, and not too long ago?  A walk may take days; who
+ * must not read any more is to be kept out meanwhile.  A live job checks for itself.
+ */
+static bool
+is_checked(const BbfJob *job)
+{
+	const Checked *checked = find_checked(job->name);
+
+	return checked &&
+		((job->phase == BBF_PHASE_LIVE && job->successor_of == NULL) ||
+		 !TimestampDifferenceExceeds(checked->at, GetCurrentTimestamp(), 1000 * bbf_job_setting(job, BBF_SCAN_INTERVAL)));
 }
 
 static void
 set_checked(const char *name, bool on)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-	ListCell   *lc;
+	Checked    *checked = find_checked(name);
 
-	foreach(lc, checked_jobs)
+	if (on && checked == NULL)
 	{
-		if (strcmp(lfirst(lc), name) == 0)
-		{
-			if (!on)
-			{
-				pfree(lfirst(lc));
-				checked_jobs = foreach_delete_current(checked_jobs, lc);
-			}
-			on = false;
-		}
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		checked = palloc0(sizeof(Checked));
+		strlcpy(checked->job, name, NAMEDATALEN);
+		checked_jobs = lappend(checked_jobs, checked);
+		MemoryContextSwitchTo(old);
 	}
 	if (on)
-		checked_jobs = lappend(checked_jobs, pstrdup(name));
-	MemoryContextSwitchTo(old);
+		checked->at = GetCurrentTimestamp();
+	else if (checked)
+	{
+		checked_jobs = list_delete_ptr(checked_jobs, checked);
+		pfree(checked);
+	}
 }
 
 static Unrecorded *
@@ -295,7 +319,7 @@ step(const char *name)
 		bbf_txn_commit();
 		return 0;
 	}
-	if (job->phase != BBF_PHASE_INSTALL && !is_checked(name))
+	if (job->phase != BBF_PHASE_INSTALL && !is_checked(job))
 	{
 		bool		well = bbf_install_check(job);
 

@@ -8,6 +8,7 @@ CREATE ROLE regress_table;
 CREATE ROLE regress_columns;
 CREATE ROLE regress_key;
 CREATE ROLE regress_later;
+CREATE ROLE regress_org;
 CREATE ROLE regress_bypass BYPASSRLS;
 CREATE ROLE regress_bypassers BYPASSRLS;
 CREATE ROLE regress_member;
@@ -50,6 +51,37 @@ SELECT * FROM app.events_sidecar;
 RESET ROLE;
 SET SESSION AUTHORIZATION regress_owner;
 
+-- what somebody has passed on goes with his right to do so; who may read it keeps it
+BEGIN;
+GRANT SELECT ON events TO regress_table;
+GRANT SELECT ON events_sidecar TO regress_later WITH GRANT OPTION;
+SET LOCAL SESSION AUTHORIZATION regress_later;
+GRANT SELECT ON events_sidecar TO regress_table;
+COMMIT;
+CALL test.until('NOT has_table_privilege(''regress_later'', ''app.events_sidecar'', ''SELECT WITH GRANT OPTION'')');
+SELECT * FROM rights();
+
+-- who may read one of the columns, and everybody the other
+GRANT SELECT (org) ON events TO regress_org;
+GRANT SELECT (id) ON events TO PUBLIC;
+CALL test.until('has_table_privilege(''regress_org'', ''app.events_sidecar'', ''SELECT'')');
+REVOKE SELECT (id) ON events FROM PUBLIC;
+CALL test.until('NOT has_table_privilege(''regress_org'', ''app.events_sidecar'', ''SELECT'')');
+SELECT * FROM rights();
+
+-- before anything that may keep the job from going on
+BEGIN;
+ALTER TABLE events_sidecar ADD COLUMN extra integer NOT NULL DEFAULT 1;
+ALTER TABLE events_sidecar ALTER COLUMN extra DROP DEFAULT;
+GRANT TRIGGER, SELECT ON events_sidecar TO PUBLIC;
+COMMIT;
+CALL test.until('(SELECT state = ''failed'' FROM bgw_backfill.progress)');
+SELECT last_error FROM bgw_backfill.progress;
+SELECT * FROM rights();
+ALTER TABLE events_sidecar DROP COLUMN extra;
+SELECT bgw_backfill.resume('events');
+CALL bgw_backfill.wait('events');
+
 -- row security: only whom it does not bind, and whose rights nobody else has
 ALTER TABLE events ENABLE ROW LEVEL SECURITY;
 CALL test.until('NOT has_table_privilege(''regress_later'', ''app.events_sidecar'', ''SELECT'')');
@@ -62,6 +94,35 @@ SELECT * FROM rights();
 
 SELECT bgw_backfill.untrack('events');
 CALL bgw_backfill.wait('events', 'uninstall');
+
+-- a flag is granted to who may read key and group; a move says what it will grant
+REVOKE SELECT ON events FROM PUBLIC;
+GRANT SELECT (id, org) ON events TO regress_columns;
+SELECT bgw_backfill.track('events', 'vectors', group_by => 'org', dry_run => true);
+SELECT bgw_backfill.track('events', 'vectors', group_by => 'org');
+CALL bgw_backfill.wait('events');
+SELECT has_column_privilege('regress_columns', 'app.events', 'has_embedding', 'SELECT');
+SELECT bgw_backfill.configure('events', 'mode', 'watermark');
+SELECT bgw_backfill.untrack('events');
+CALL bgw_backfill.wait('events', 'uninstall');
+
+-- in the middle of a long fill as well
+CREATE TABLE many (id bigint PRIMARY KEY);
+CREATE TABLE of_many (many_id bigint PRIMARY KEY REFERENCES many);
+INSERT INTO many SELECT generate_series(1, 5000);
+GRANT SELECT ON many TO regress_table;
+BEGIN;
+SELECT bgw_backfill.track('many', 'of_many', mode => 'sidecar');
+SELECT count(*) AS settings FROM (VALUES ('batch_size', '1'), ('batch_sleep', '50ms'), ('scan_interval', '1s')) s (name, value),
+	LATERAL bgw_backfill.configure('many', name, value);
+COMMIT;
+CALL test.until('(SELECT phase = ''fill'' AND batches > 1 FROM bgw_backfill.progress)');
+SELECT has_table_privilege('regress_table', 'many_sidecar', 'SELECT');
+REVOKE SELECT ON many FROM regress_table;
+CALL test.until('NOT has_table_privilege(''regress_table'', ''app.many_sidecar'', ''SELECT'')');
+SELECT phase FROM bgw_backfill.progress;
+SELECT bgw_backfill.untrack('many');
+CALL bgw_backfill.wait('many', 'uninstall');
 RESET SESSION AUTHORIZATION;
 DROP SCHEMA app CASCADE;
-DROP ROLE regress_table, regress_columns, regress_key, regress_later, regress_bypass, regress_bypassers, regress_member;
+DROP ROLE regress_table, regress_columns, regress_key, regress_later, regress_org, regress_bypass, regress_bypassers, regress_member;

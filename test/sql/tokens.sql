@@ -72,6 +72,23 @@ SELECT bgw_backfill.release('events', :'keys', :token);
 SET SESSION AUTHORIZATION regress_owner;
 SELECT bgw_backfill.release('events', :'keys', :token);
 
+-- what a handler was given is the owner's, who may let others answer it by a function of his
+CREATE TABLE runs (keys text[], token bigint);
+CREATE FUNCTION start_run(job text, group_key text, keys bigint[], token bigint) RETURNS void LANGUAGE sql SET search_path = app
+	AS 'INSERT INTO app.runs VALUES (keys, token)';
+CREATE FUNCTION end_run(keys text[], token bigint) RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+	AS 'SELECT bgw_backfill.release(''events'', keys, token)';
+SELECT bgw_backfill.configure('events', 'handler', 'start_run(text,text,bigint[],bigint)');
+SELECT bgw_backfill.configure('events', 'scan_interval', '1s');
+CALL test.until('EXISTS (SELECT FROM app.runs)');
+SELECT bgw_backfill.configure('events', 'handler', NULL);
+SELECT bgw_backfill.configure('events', 'scan_interval', '7d');
+SELECT keys, token FROM runs LIMIT 1 \gset
+SET SESSION AUTHORIZATION regress_two;
+SELECT bgw_backfill.release('events', :'keys', :token);
+SELECT end_run(:'keys', :token) = cardinality(:'keys'::text[]) AS all_of_them;
+SET SESSION AUTHORIZATION regress_owner;
+
 -- an error of more than 1000 characters, of several bytes each
 SELECT array_agg(key) AS keys, max(token) AS token FROM bgw_backfill.claim('events', 1) \gset
 SELECT bgw_backfill.configure('events', 'max_attempts', '1');
