@@ -73,7 +73,7 @@ find_index(Relation table, const BbfPair *pair)
 static bool
 gives_rows(Relation table, const BbfPair *pair)
 {
-	TriggerDesc *triggers = table->trigdesc;
+	TriggerDesc *triggers = bbf_shape_triggers(table);
 	char	   *key = get_attname(pair->source, pair->source_key_att, false);
 
 	return strcmp(NameStr(TupleDescAttr(RelationGetDescr(table), 0)->attname), key) == 0 &&

@@ -127,7 +127,7 @@ static bool
 takes_rows(Relation table, Relation source, const BbfPair *pair)
 {
 	int			ncopied = pair->group_by ? 2 : 1;
-	TriggerDesc *triggers = table->trigdesc;
+	TriggerDesc *triggers = bbf_shape_triggers(table);
 
 	return table->rd_rel->relkind == RELKIND_RELATION && table->rd_rel->relam == HEAP_TABLE_AM_OID &&
 		source->rd_rel->relam == HEAP_TABLE_AM_OID && !table->rd_rel->relispartition &&

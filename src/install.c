@@ -84,24 +84,25 @@ static void
 drop_triggers(const BbfJob *job, Oid relid, const char *table_sql, List *keep)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
+	TriggerDesc *triggers = bbf_shape_triggers(rel);
 	List	   *drop = NIL;
 	ListCell   *lc;
 
-	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	for (int i = 0; triggers && i < triggers->numtriggers; i++)
 	{
 		bool		kept = false;
 
-		if (!trigger_is_ours(&rel->trigdesc->triggers[i], job->name))
+		if (!trigger_is_ours(&triggers->triggers[i], job->name))
 			continue;
 		foreach(lc, keep)
 		{
 			BbfTriggerDef *def = lfirst(lc);
 
 			kept = kept || (def->relid == relid &&
-							strcmp(def->name, rel->trigdesc->triggers[i].tgname) == 0);
+							strcmp(def->name, triggers->triggers[i].tgname) == 0);
 		}
 		if (!kept)
-			drop = lappend(drop, pstrdup(rel->trigdesc->triggers[i].tgname));
+			drop = lappend(drop, pstrdup(triggers->triggers[i].tgname));
 	}
 	table_close(rel, NoLock);
 	foreach(lc, drop)

@@ -248,7 +248,7 @@ bool
 bbf_pair_find_foreign_key(Relation source, Relation target,
 						  AttrNumber *source_att, AttrNumber *target_att, int *nfound)
 {
-	List	   *fkeys = RelationGetFKeyList(target);
+	List	   *fkeys = copyObject(RelationGetFKeyList(target));	/* a look-up may free the cache's own */
 	AttrNumber	want_source = *source_att;
 	AttrNumber	want_target = *target_att;
 	ListCell   *lc;

@@ -346,6 +346,18 @@ columns_are_plain(Relation rel)
 	return true;
 }
 
+/*
+ * A table's triggers, a copy; NULL if there are none.  A look-up in a catalog may
+ * read what others have changed, and then frees the triggers that the relation
+ * cache has, while the table is open and locked: a trigger can be made or dropped
+ * under our lock.
+ */
+TriggerDesc *
+bbf_shape_triggers(Relation rel)
+{
+	return CopyTriggerDesc(rel->trigdesc);
+}
+
 /* Is it one of our triggers, whose WHEN runs nothing but the server's code? */
 static bool
 is_our_plain_trigger(const Trigger *trigger)
@@ -366,13 +378,14 @@ bbf_shape_write_is_plain(Oid relid, int16 events)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	TriggerDesc *triggers = bbf_shape_triggers(rel);
 	bool		plain = !rel->rd_rel->relispartition && rel->rd_rules == NULL &&
 	(constr == NULL || (constr->num_check == 0 && !constr->has_generated_stored));
 	ListCell   *lc;
 
-	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	for (int i = 0; triggers && i < triggers->numtriggers; i++)
 	{
-		Trigger    *trigger = &rel->trigdesc->triggers[i];
+		Trigger    *trigger = &triggers->triggers[i];
 
 		plain = plain && ((trigger->tgtype & events) == 0 ||
 						  (trigger->tgisinternal ? columns_are_plain(rel) : is_our_plain_trigger(trigger)));
@@ -391,9 +404,11 @@ bbf_shape_write_is_plain(Oid relid, int16 events)
 void
 bbf_shape_report_triggers(Relation rel, int elevel)
 {
-	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	TriggerDesc *triggers = bbf_shape_triggers(rel);
+
+	for (int i = 0; triggers && i < triggers->numtriggers; i++)
 	{
-		Trigger    *trigger = &rel->trigdesc->triggers[i];
+		Trigger    *trigger = &triggers->triggers[i];
 
 		if (trigger->tgisinternal || !TRIGGER_FOR_UPDATE(trigger->tgtype) ||
 			trigger->tgenabled == TRIGGER_DISABLED)

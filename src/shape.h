@@ -7,6 +7,7 @@
 
 #include "nodes/nodes.h"
 #include "utils/rel.h"
+#include "utils/reltrigger.h"
 
 extern void bbf_shape_check_table(Relation rel, const char *what);
 extern bool bbf_shape_has_row_security(Oid relid);
@@ -25,6 +26,7 @@ extern bool bbf_shape_index_runs_users_code(Relation index);
 extern bool bbf_shape_index_has_expressions(Relation index);
 extern bool bbf_shape_index_has_predicate(Relation index);
 extern bool bbf_shape_index_compares_plainly(Relation index);
+extern TriggerDesc *bbf_shape_triggers(Relation rel);
 extern bool bbf_shape_write_is_plain(Oid relid, int16 events);
 extern bool bbf_shape_brings_search_path(Oid function);
 extern void bbf_shape_report_triggers(Relation rel, int elevel);
