@@ -110,8 +110,10 @@ static void
 check_is_served(const BbfJob *job, const BbfPair *pair)
 {
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
-	char	   *missing = job->phase == BBF_PHASE_INSTALL ? NULL : mode->missing(job, pair);
+	char	   *missing = NULL;
 
+	if (job->phase != BBF_PHASE_INSTALL)
+		(void) mode->missing(job, pair, &missing);
 	if (job->phase == BBF_PHASE_INSTALL || missing || !bbf_index_is_there(job))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

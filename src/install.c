@@ -286,12 +286,12 @@ bbf_install_check(BbfJob *job)
 {
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
 	BbfPair    *pair = bbf_pair_load(job);
-	char	   *missing;
+	char	   *missing = NULL;
 	ListCell   *lc;
 
 	check_tables(job, pair);
 	bbf_job_rename(job, pair->source, pair->target);
-	missing = mode->missing(job, pair);
+	(void) mode->missing(job, pair, &missing);
 	/* before what may keep the job from going on: who may not read is kept out all the same */
 	if (missing == NULL && mode->sync_readers)
 		mode->sync_readers(job, pair);

@@ -57,6 +57,14 @@ typedef struct BbfStep
 
 #define BBF_MAX_STEPS 3
 
+/* what is not there or not right of an installation */
+typedef enum BbfMissing
+{
+	BBF_MISSING_NOTHING,
+	BBF_MISSING_DEFAULT,		/* of the flag: writes can be followed all the same */
+	BBF_MISSING_OBJECT
+} BbfMissing;
+
 typedef struct BbfMode
 {
 	const char *name;
@@ -77,8 +85,8 @@ typedef struct BbfMode
 	/* track(dry_run): one line on what install would do */
 	char	   *(*describe) (const BbfJob *job, Relation source);
 
-	/* what of the installation is not there or not right; NULL: all is well */
-	char	   *(*missing) (const BbfJob *job, const BbfPair *pair);
+	/* is something of the installation not there or not right; *what, if so: its name, for a message */
+	BbfMissing	(*missing) (const BbfJob *job, const BbfPair *pair, char **what);
 
 	/* let nobody read it but who may read the source; NULL: there is nothing to do */
 	void		(*sync_readers) (const BbfJob *job, const BbfPair *pair);

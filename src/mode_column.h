@@ -13,7 +13,7 @@ extern const char *bbf_column_flag(const BbfJob *job);
 
 extern void bbf_column_check(const BbfJob *job, Relation source, Relation target);
 extern char *bbf_column_describe(const BbfJob *job, Relation source);
-extern char *bbf_column_missing(const BbfJob *job, const BbfPair *pair);
+extern BbfMissing bbf_column_missing(const BbfJob *job, const BbfPair *pair, char **what);
 extern List *bbf_column_triggers(const BbfJob *job, const BbfPair *pair);
 extern LOCKMODE bbf_column_source_lock(const BbfJob *job, const BbfPair *pair);
 extern void bbf_column_install(BbfJob *job, const BbfPair *pair);

@@ -127,8 +127,8 @@ bbf_column_describe(const BbfJob *job, Relation source)
 					job->flag_column, RelationGetRelationName(source));
 }
 
-char *
-bbf_column_missing(const BbfJob *job, const BbfPair *pair)
+BbfMissing
+bbf_column_missing(const BbfJob *job, const BbfPair *pair, char **what)
 {
 	FormData_pg_attribute att;
 	Relation	source = table_open(pair->source, AccessShareLock);
@@ -136,7 +136,10 @@ bbf_column_missing(const BbfJob *job, const BbfPair *pair)
 	check_source_can_be_updated(source);
 	table_close(source, NoLock);
 	if (!bbf_column_flag_attribute(job, pair->source, &att))
-		return psprintf("flag column \"%s\"", job->flag_column);
+	{
+		*what = psprintf("flag column \"%s\"", job->flag_column);
+		return BBF_MISSING_OBJECT;
+	}
 	if (att.atttypid != BOOLOID)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
@@ -144,8 +147,11 @@ bbf_column_missing(const BbfJob *job, const BbfPair *pair)
 						job->flag_column, job->name),
 				 errhint("Make it boolean again, or drop it and use bgw_backfill.resume('%s').", job->name)));
 	if (!bbf_shape_default_is_false(pair->source, att.attnum))
-		return psprintf("default of flag column \"%s\"", job->flag_column);
-	return NULL;
+	{
+		*what = psprintf("default of flag column \"%s\"", job->flag_column);
+		return BBF_MISSING_DEFAULT;
+	}
+	return BBF_MISSING_NOTHING;
 }
 
 List *
@@ -183,7 +189,9 @@ bbf_column_triggers(const BbfJob *job, const BbfPair *pair)
 LOCKMODE
 bbf_column_source_lock(const BbfJob *job, const BbfPair *pair)
 {
-	return bbf_column_missing(job, pair) ? AccessExclusiveLock : ShareRowExclusiveLock;
+	char	   *what;
+
+	return bbf_column_missing(job, pair, &what) != BBF_MISSING_NOTHING ? AccessExclusiveLock : ShareRowExclusiveLock;
 }
 
 /* The flag column's comment. */

@@ -23,7 +23,7 @@ extern char *bbf_sidecar_stale(const BbfJob *job, const BbfPair *pair);
 
 extern void bbf_sidecar_check(const BbfJob *job, Relation source, Relation target);
 extern char *bbf_sidecar_describe(const BbfJob *job, Relation source);
-extern char *bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair);
+extern BbfMissing bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair, char **what);
 extern void bbf_sidecar_sync_readers(const BbfJob *job, const BbfPair *pair);
 extern Oid	bbf_sidecar_find(const BbfJob *job, const BbfPair *pair);
 extern void bbf_sidecar_remove_strange(const BbfJob *job, const BbfPair *pair);

@@ -105,13 +105,16 @@ has_index(const BbfJob *job, const BbfPair *pair, const char *suffix)
  * The table itself, its columns and indexes; an error for what cannot be
  * repaired.
  */
-char *
-bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair)
+BbfMissing
+bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair, char **what)
 {
 	Oid			sidecar = bbf_sidecar_find(job, pair);
 
 	if (!OidIsValid(sidecar))
-		return psprintf("table \"%s\"", bbf_job_object(job, "sidecar"));
+	{
+		*what = psprintf("table \"%s\"", bbf_job_object(job, "sidecar"));
+		return BBF_MISSING_OBJECT;
+	}
 	if (get_rel_relkind(sidecar) != RELKIND_RELATION || bbf_pair_owner(sidecar) != pair->owner)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -122,10 +125,12 @@ bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair)
 	if (job->group_by)
 		check_column(job, sidecar, pair->source, job->group_by);
 	if (!has_index(job, pair, "sidecar_key"))
-		return psprintf("index \"%s\"", bbf_job_object(job, "sidecar_key"));
-	if (job->group_by && !has_index(job, pair, "sidecar_idx"))
-		return psprintf("index \"%s\"", bbf_job_object(job, "sidecar_idx"));
-	return NULL;
+		*what = psprintf("index \"%s\"", bbf_job_object(job, "sidecar_key"));
+	else if (job->group_by && !has_index(job, pair, "sidecar_idx"))
+		*what = psprintf("index \"%s\"", bbf_job_object(job, "sidecar_idx"));
+	else
+		return BBF_MISSING_NOTHING;
+	return BBF_MISSING_OBJECT;
 }
 
 /* The definition of a column like one of the source's. */

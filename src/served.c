@@ -232,9 +232,9 @@ build_as_owner(BbfServed *served, const BbfJob *job)
 {
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
 	BbfPair    *pair = bbf_pair_load(job);
-	char	   *missing = mode->missing(job, pair);
+	char	   *missing;
 
-	if (missing && strstr(missing, "default") == NULL)
+	if (mode->missing(job, pair, &missing) == BBF_MISSING_OBJECT)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("%s is missing", missing)));
