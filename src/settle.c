@@ -347,11 +347,11 @@ put_right(BbfWalk *walk, const RowSet *written)
  * or look at what it should not.
  */
 static bool
-nothing_happened(const BbfWalk *walk, uint64 ended_before)
+nothing_happened(const BbfWalk *walk, const BbfVisible *before)
 {
 	const BbfJob *job = walk->job;
 
-	return bbf_txn_ended() == ended_before &&
+	return bbf_txn_same_visible(before) &&
 		(job->pending_where == NULL || bbf_expr_simple(job->pending_where, walk->pair->source)) &&
 		(job->match_where == NULL || bbf_expr_simple(job->match_where, walk->pair->target)) &&
 		bbf_shape_write_is_plain(get_relname_relid(bbf_job_object(job, "sidecar"),
@@ -368,7 +368,7 @@ nothing_happened(const BbfWalk *walk, uint64 ended_before)
 bool
 bbf_settle_window(BbfWalk *walk, int32 size, int64 *rows, char **end, int64 *changed)
 {
-	uint64		ended_before = bbf_txn_ended();
+	BbfVisible *before = bbf_txn_visible();
 	Oid			types[] = {get_array_type(walk->pair->key_type)};
 	Datum		values[1];
 	BbfWindow	window = {.size = size};
@@ -392,7 +392,7 @@ bbf_settle_window(BbfWalk *walk, int32 size, int64 *rows, char **end, int64 *cha
 	}
 	limit_waits(walk->job);
 	*changed = (int64) written.n;
-	if (written.n > 0 && !nothing_happened(walk, ended_before))
+	if (written.n > 0 && !nothing_happened(walk, before))
 		*changed -= put_right(walk, &written);
 	*rows = window.rows;
 	*end = window.rows == size ? bbf_pair_key_out(walk->pair, window.end) : walk->job->high_mark;

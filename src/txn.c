@@ -296,12 +296,35 @@ bbf_txn_lock_timeout(int timeout_ms)
 	bbf_session_set("lock_timeout", value);
 }
 
-/*
- * How many transactions that wrote anything have ended in this server: where it is
- * the same twice, no snapshot between the two shows more than another one.
- */
-uint64
-bbf_txn_ended(void)
+/* Which transactions are visible: what a snapshot taken now says of it. */
+BbfVisible *
+bbf_txn_visible(void)
 {
-	return GetLatestSnapshot()->snapXactCompletionCount;
+	Snapshot	snapshot = GetLatestSnapshot();
+	BbfVisible *visible = palloc0(sizeof(BbfVisible));
+
+	visible->xmax = snapshot->xmax;
+	visible->complete = !snapshot->suboverflowed && !snapshot->takenDuringRecovery;
+	if (!visible->complete)
+		return visible;
+	visible->n = snapshot->xcnt + snapshot->subxcnt;
+	visible->running = palloc(sizeof(TransactionId) * Max(visible->n, 1));
+	memcpy(visible->running, snapshot->xip, sizeof(TransactionId) * snapshot->xcnt);
+	memcpy(visible->running + snapshot->xcnt, snapshot->subxip, sizeof(TransactionId) * snapshot->subxcnt);
+	return visible;
+}
+
+/*
+ * Is the same visible as before, our own writing apart?  What a snapshot shows follows
+ * from its xmax and from what was running below that, and nothing else: whoever has
+ * ended since was running then, or has raised xmax.  In another order of the same ones,
+ * or if the snapshot does not name all of them, the answer is no, which is never wrong.
+ */
+bool
+bbf_txn_same_visible(const BbfVisible *before)
+{
+	BbfVisible *now = bbf_txn_visible();
+
+	return before->complete && now->complete && before->xmax == now->xmax && before->n == now->n &&
+		memcmp(before->running, now->running, sizeof(TransactionId) * now->n) == 0;
 }

@@ -25,6 +25,16 @@ extern void bbf_txn_disarm(void);
 extern bool bbf_txn_timed_out(void);
 extern void bbf_txn_lock_timeout(int timeout_ms);
 
-extern uint64 bbf_txn_ended(void);
+/* what a snapshot makes visible */
+typedef struct BbfVisible
+{
+	TransactionId xmax;
+	bool		complete;		/* all that is running below xmax is named */
+	uint32		n;
+	TransactionId *running;
+} BbfVisible;
+
+extern BbfVisible *bbf_txn_visible(void);
+extern bool bbf_txn_same_visible(const BbfVisible *before);
 
 #endif							/* BBF_TXN_H */
