@@ -388,6 +388,17 @@ bbf_pair_group_in(const BbfPair *pair, const char *text)
 	return bbf_value_in(pair->owner, pair->group_type, text);
 }
 
+/* Can the text of a group that a job goes on after still be read?  The log says so if not. */
+bool
+bbf_pair_group_is_readable(const BbfPair *pair, const char *job, const char *text)
+{
+	if (bbf_value_is_readable(pair->owner, pair->group_type, text))
+		return true;
+	ereport(LOG,
+			(errmsg("job \"%s\": a group that was stored can no longer be read, beginning anew", job)));
+	return false;
+}
+
 /* The text of a group. */
 char *
 bbf_pair_group_out(const BbfPair *pair, Datum group)

@@ -53,6 +53,7 @@ extern bool bbf_pair_find_foreign_key(Relation source, Relation target,
 extern Datum bbf_pair_key_in(const BbfPair *pair, const char *text);
 extern char *bbf_pair_key_out(const BbfPair *pair, Datum key);
 extern Datum bbf_pair_group_in(const BbfPair *pair, const char *text);
+extern bool bbf_pair_group_is_readable(const BbfPair *pair, const char *job, const char *text);
 extern char *bbf_pair_group_out(const BbfPair *pair, Datum group);
 extern bool bbf_pair_same_group(const BbfPair *pair, Datum a, Datum b);
 extern int	bbf_pair_compare_groups(const BbfPair *pair, Datum a, Datum b);

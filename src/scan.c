@@ -144,6 +144,8 @@ scan_groups(PendingScan *scan)
 		scan_group(scan, "", (Datum) 0, NULL);
 		return NULL;
 	}
+	if (after && !bbf_pair_group_is_readable(pair, scan->job->name, after))
+		after = NULL;
 	while (next_group(scan, after, &group))
 	{
 		if (scan->groups >= MAX_GROUPS_PER_SCAN || scan->counted >= MAX_ROWS_PER_SCAN)

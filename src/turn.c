@@ -14,7 +14,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "portability/instr_time.h"
 #include "sql.h"
@@ -22,7 +21,7 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
-#include "utils/resowner.h"
+#include "value.h"
 
 #define ROWS_AT_FIRST	4		/* of each group, where there are several */
 #define STRETCH			16		/* groups without anything, to be stepped over */
@@ -70,13 +69,18 @@ read_stretches(BbfTurn *turn)
 
 	for (uint64 i = 0; i < n; i++)
 	{
-		Stretch    *stretch = palloc0(sizeof(Stretch));
+		Stretch    *stretch;
 		char	   *after = bbf_sql_text(i, 1);
+		char	   *upto = bbf_sql_text(i, 2);
 
+		if ((after && !bbf_value_is_readable(pair->owner, pair->group_type, after)) ||
+			!bbf_value_is_readable(pair->owner, pair->group_type, upto))
+			continue;			/* its end is near */
+		stretch = palloc0(sizeof(Stretch));
 		stretch->from_first = after == NULL;
 		if (after)
 			stretch->after = bbf_pair_group_in(pair, after);
-		stretch->upto_text = bbf_sql_text(i, 2);
+		stretch->upto_text = upto;
 		stretch->upto = bbf_pair_group_in(pair, stretch->upto_text);
 		turn->stretches = lappend(turn->stretches, stretch);
 	}
@@ -244,34 +248,6 @@ bbf_turn_next(BbfTurn *turn)
 	return llast(turn->groups);
 }
 
-/* Can the text still be read as a group?  Its type may have changed, or an enum's label. */
-static bool
-is_group(const BbfPair *pair, const char *text)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool result = true;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		(void) bbf_pair_group_in(pair, text);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		result = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return result;
-}
-
 /* Begin a turn, as the job's owner; until bbf_turn_end(), or an error. */
 void
 bbf_turn_begin(BbfTurn *turn, BbfHandout *handout, const char *start)
@@ -284,7 +260,7 @@ bbf_turn_begin(BbfTurn *turn, BbfHandout *handout, const char *start)
 	bbf_listed_begin(&turn->listed, handout->job, pair);
 	if (pair->group_by && !handout->only_group)
 	{
-		turn->start = start && is_group(pair, start) ? start : NULL;
+		turn->start = start && bbf_pair_group_is_readable(pair, handout->job->name, start) ? start : NULL;
 		read_stretches(turn);
 		return;
 	}

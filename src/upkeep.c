@@ -190,6 +190,11 @@ bbf_upkeep_passed(BbfJob *job)
 
 	if (!bbf_attempt_next_passed(job->name, bbf_job_setting(job, BBF_SCAN_INTERVAL) / 2.0, &group, &looked_at))
 		return false;
+	if (group && !bbf_pair_group_is_readable(pair, job->name, group))
+	{
+		bbf_attempt_looked_below(job->name, group, NULL, NULL);
+		return true;
+	}
 	foreach(lc, bbf_attempt_passed(job->name, group))
 	{
 		Datum		key = bbf_pair_key_in(pair, lfirst(lc));

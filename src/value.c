@@ -12,10 +12,12 @@
 
 #include "access/nbtree.h"
 #include "access/transam.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "usercontext.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
+#include "utils/resowner.h"
 #include "value.h"
 
 /* A value from its text. */
@@ -28,6 +30,64 @@ bbf_value_in(Oid owner, Oid type, const char *text)
 	bbf_usercontext_check(owner);
 	getTypeInputInfo(type, &input, &ioparam);
 	return OidInputFunctionCall(input, unconstify(char *, text), ioparam, -1);
+}
+
+/* Does an error say that a text is no value of its type, and nothing of the server or the session? */
+static bool
+is_of_text(int sqlerrcode)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
+	{
+		case ERRCODE_DATA_EXCEPTION:
+		case ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION:	/* a domain's check */
+			return true;
+		default:
+			/* a check's function that raises; a name that the input of regclass and the like looks up */
+			return sqlerrcode == ERRCODE_RAISE_EXCEPTION ||
+				sqlerrcode == ERRCODE_UNDEFINED_OBJECT ||
+				sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
+				sqlerrcode == ERRCODE_UNDEFINED_FUNCTION ||
+				sqlerrcode == ERRCODE_UNDEFINED_SCHEMA;
+	}
+}
+
+/*
+ * Can text that was stored still be read?  Its type may have changed since, a domain
+ * got a check, an enum's label another name.  Other errors, a cancel among them, are
+ * passed on.
+ */
+bool
+bbf_value_is_readable(Oid owner, Oid type, const char *text)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner resource_owner = CurrentResourceOwner;
+	volatile bool result = true;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		(void) bbf_value_in(owner, type, text);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = resource_owner;
+		if (!is_of_text(edata->sqlerrcode))
+			ReThrowError(edata);
+		result = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = resource_owner;
+	return result;
 }
 
 /* The text of a value. */
