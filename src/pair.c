@@ -126,11 +126,14 @@ find_column(Relation rel, const char *name, const char *what)
 	return attno;
 }
 
-/* The triggers sort keys and pass them as arrays. */
+/*
+ * The triggers sort keys and pass them as arrays.  A row type is compared by operators
+ * of "record", which the server does not find for "= ANY" of an array of that type.
+ */
 static bool
 can_be_key(Oid type)
 {
-	return OidIsValid(get_array_type(type)) &&
+	return OidIsValid(get_array_type(type)) && get_typtype(type) != TYPTYPE_COMPOSITE &&
 		OidIsValid(lookup_type_cache(type, TYPECACHE_CMP_PROC)->cmp_proc);
 }
 
@@ -197,7 +200,8 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("type %s cannot be a key",
 						format_type_be(can_be_key(pair->key_type) ? pair->target_key_type : pair->key_type)),
-				 errdetail("A key's type needs an array type and a default btree operator class.")));
+				 errdetail("A key's type needs an array type and a default btree operator class, and must not be a row type."),
+				 errhint("Give both tables a unique column of another type, such as bigint or uuid, and name it as source_key and target_key.")));
 	if (!TupleDescAttr(RelationGetDescr(source), pair->source_key_att - 1)->attnotnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -62,6 +62,18 @@ FROM (VALUES ('id', 'number'), ('id', 'small'), ('number', 'id'), ('number', 'sm
 -- arrays of keys are needed, and there are no arrays of arrays
 SELECT left(test.refused($$SELECT bgw_backfill.track('events', 'vectors', source_key => 'list', target_key => 'list')$$), 5);
 
+-- a row type is no key, under a domain neither; the hint helps
+CREATE TYPE place AS (shelf integer, slot integer);
+CREATE DOMAIN spot AS place;
+CREATE TABLE boxes (at place NOT NULL UNIQUE, spot spot NOT NULL UNIQUE, id bigint GENERATED ALWAYS AS IDENTITY UNIQUE);
+CREATE TABLE labels (box_at place UNIQUE, box_spot spot UNIQUE, box_id bigint UNIQUE);
+SELECT test.refused($$SELECT bgw_backfill.track('boxes', 'labels', source_key => 'at', target_key => 'box_at')$$);
+SELECT test.refused($$SELECT bgw_backfill.track('boxes', 'labels', source_key => 'spot', target_key => 'box_spot', mode => 'sidecar')$$);
+SELECT test.refused($$SELECT bgw_backfill.track('boxes', 'labels', source_key => 'id', target_key => 'box_id')$$);
+DROP TABLE boxes, labels;
+DROP DOMAIN spot;
+DROP TYPE place;
+
 -- a date is a moment in somebody's time zone
 CREATE TABLE days (day date PRIMARY KEY);
 CREATE TABLE moments (day timestamptz UNIQUE);
