@@ -26,7 +26,7 @@ CREATE TABLE bgw_backfill.job (
 	source_name		text NOT NULL,
 	target_schema	text NOT NULL,
 	target_name		text NOT NULL,
-	mode			text NOT NULL,
+	mode			text NOT NULL CHECK (mode IN ('column', 'sidecar', 'watermark')),
 	source_key		text NOT NULL,
 	target_key		text NOT NULL,
 	flag_column		text,
@@ -57,7 +57,8 @@ COMMENT ON COLUMN bgw_backfill.job.settings IS 'per-job settings as name=value';
 
 CREATE TABLE bgw_backfill.job_state (
 	job				text PRIMARY KEY,
-	phase			text NOT NULL DEFAULT 'install',
+	phase			text NOT NULL DEFAULT 'install'
+		CHECK (phase IN ('install', 'fill', 'index', 'verify', 'live', 'uninstall')),
 	generation		bigint NOT NULL DEFAULT 0,
 	health			text NOT NULL DEFAULT 'ok' CHECK (health IN ('ok', 'failed', 'held')),
 	flag_added		boolean NOT NULL DEFAULT false,
@@ -165,7 +166,8 @@ CREATE TABLE bgw_backfill.claim (
 	group_keys		text[] NOT NULL,
 	attempts		integer[] NOT NULL,
 	last_group		text,
-	stale_pruned	bigint NOT NULL DEFAULT 0
+	stale_pruned	bigint NOT NULL DEFAULT 0,
+	CHECK (cardinality(group_keys) = cardinality(keys) AND cardinality(attempts) = cardinality(keys))
 );
 CREATE INDEX claim_open ON bgw_backfill.claim (job) WHERE keys <> '{}';
 CREATE INDEX claim_job ON bgw_backfill.claim (job, token);
@@ -242,6 +244,8 @@ SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.job', '');
 SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.job_state', '');
 SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.job_skipped', '');
 SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.attempt', '');
+-- claims are not dumped, but a token that was given before must not be given again
+SELECT pg_catalog.pg_extension_config_dump('bgw_backfill.claim_token', '');
 
 ----------------------------------------------------------------------
 -- Trigger functions

@@ -10,6 +10,7 @@ create_pair($node, rows => 5000);
 track($node);
 app($node, "SELECT bgw_backfill.configure('events', 'scan_interval', '7 s')");
 wait_phase($node, 'live');
+my $token = app($node, "SELECT max(token) FROM (SELECT token FROM bgw_backfill.claim('events', 1) UNION ALL SELECT token FROM bgw_backfill.claim('events', 1)) c");
 create_pair($node, rows => 20_000, source => 'half');
 track($node, source => 'half');
 wait_batches($node, 3, 'half');
@@ -46,6 +47,9 @@ foreach my $job ('events', 'half')
 	ok(wait_phase($node, 'live', $job), 'and so is the original');
 	job_exact($node, "$job at home", source => $job);
 }
+
+# A consumer that still holds a token from before the dump must not take another's claim for his own.
+cmp_ok(app($node, "SELECT max(token) FROM bgw_backfill.claim('events', 1)", 'restored'), '>', $token, 'tokens rise over a restore');
 
 # In a server without the library a restore goes through.
 my $bare = new_node('bare', preload => 0, extension => 0);
