@@ -34,9 +34,9 @@
 #include "nodes/makefuncs.h"
 #include "parser/parser.h"
 #include "pgstat.h"
-#include "replication/syncrep.h"
 #include "session.h"
 #include "shmem.h"
+#include "standbys.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "tcop/pquery.h"
@@ -130,14 +130,16 @@ bbf_txn_begin(void)
 
 /*
  * Commit, as the owner: deferred triggers run here, and are given no more time
- * than a statement.
+ * than a statement.  Whether it waits for the disk (durability) is said last, so that no
+ * trigger of the user's decides it; it never waits for standbys, with locks held.
  */
-void
-bbf_txn_commit(void)
+static void
+commit(const char *durability)
 {
 	bbf_txn_disarm();
 	PopActiveSnapshot();
 	SPI_finish();
+	bbf_session_set("synchronous_commit", durability);
 	bbf_txn_arm(commit_timeout);
 	CommitTransactionCommand();
 	bbf_txn_disarm();
@@ -145,19 +147,23 @@ bbf_txn_commit(void)
 	pgstat_report_stat(false);
 }
 
+/* Commit what must not be lost in a crash. */
+void
+bbf_txn_commit(void)
+{
+	commit("local");
+}
+
 /*
  * Commit without waiting for the disk: for a batch of a walk, which is done again
  * after a crash if its commit was lost, and then with all that it wrote, its cursor
  * among that.  Whoever saw its rows and commits waits for it as well.  Where standbys
- * are waited for, so does a batch: that keeps a fill from running ahead of them.
+ * are waited for, it waits for the disk: they get nothing that is not there.
  */
 void
 bbf_txn_commit_async(void)
 {
-	if (SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
-		(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
-	bbf_txn_commit();
+	commit(bbf_standbys_wanted() ? "local" : "off");
 }
 
 /*

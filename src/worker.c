@@ -31,6 +31,7 @@
 #include "shmem.h"
 #include "throttle.h"
 #include "session.h"
+#include "standbys.h"
 #include "txn.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -45,8 +46,14 @@
 #define SKIPPED_AT_ONCE		16		/* remembered rows tried between batches */
 #define MAX_DOUBLINGS		5		/* of the time that a job with a locked row is left alone */
 #define SKIPPED_MS			2000	/* and for how long */
+#define STANDBYS			"synchronous standbys"	/* what a walk waits for */
+#define MAX_STANDBY_MS		1000	/* between two looks at standbys that are behind */
 
 static MemoryContext step_context;
+
+/* milliseconds until the next look at standbys that are behind; does a walk of this turn wait for them? */
+static int	standby_ms = 0;
+static bool walk_waits = false;
 
 /* a job whose installation was checked by this worker, and when */
 typedef struct Checked
@@ -80,7 +87,8 @@ report(const BbfJob *job)
 			 bbf_job_phase_name(job->uninstall ? BBF_PHASE_UNINSTALL : job->phase),
 			 bbf_job_display_name(job));
 	pgstat_report_activity(STATE_RUNNING, activity);
-	bbf_shmem_report(job->name, BBF_ACT_RUNNING, NULL);
+	bbf_shmem_report(job->name, BBF_ACT_RUNNING,
+					 standby_ms > 0 && job->phase != BBF_PHASE_LIVE ? STANDBYS : NULL);
 }
 
 static Checked *
@@ -189,14 +197,31 @@ try_skipped(const char *name, bool sweep)
 	}
 }
 
+/* Must a walk wait for standbys, and how long before it looks again? */
+static bool
+waits_for_standbys(TimestampTz *due)
+{
+	standby_ms = bbf_standbys_behind() ? Min(Max(2 * standby_ms, 1), MAX_STANDBY_MS) : 0;
+	*due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), standby_ms);
+	walk_waits = standby_ms > 0;
+	return walk_waits;
+}
+
 /* One batch of a walk, and what follows from how it ended. */
 static TimestampTz
 walk_step(BbfJob *job)
 {
+	TimestampTz due;
 	const char *name = job->name;
 	bool		sweep = job->phase != BBF_PHASE_FILL;
-	BbfWalkStep step = sweep ? bbf_verify_step(job) : bbf_fill_step(job);
+	BbfWalkStep step;
 
+	if (waits_for_standbys(&due))
+	{
+		bbf_txn_commit();
+		return due;
+	}
+	step = sweep ? bbf_verify_step(job) : bbf_fill_step(job);
 	if (step == BBF_WALK_MORE)
 		bbf_txn_commit_async();
 	else
@@ -444,6 +469,7 @@ take_a_turn(MemoryContext context, List **names, char *next_job, TimestampTz beg
 	ListCell   *lc;
 
 	next_job[0] = '\0';
+	walk_waits = false;
 	ResetLatch(MyLatch);
 	if (bbf_shmem_was_woken() || *names == NIL)
 	{
@@ -520,7 +546,7 @@ work(void)
 		if (delay > 0)
 		{
 			pgstat_report_activity(STATE_IDLE, NULL);
-			bbf_shmem_report(next_job, BBF_ACT_SLEEPING, NULL);
+			bbf_shmem_report(next_job, BBF_ACT_SLEEPING, walk_waits ? STANDBYS : NULL);
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 delay, bbf_wait_event(wait_event, "BgwBackfillWorkerSleep"));
 		}
@@ -538,6 +564,7 @@ bbf_worker_main(Datum main_arg)
 	BackgroundWorkerInitializeConnectionByOid(launch.datid, launch.owner, BBF_CONNECT_FLAGS);
 	bbf_shmem_set_limit(0);
 	bbf_session_set_owner(launch.owner);
+	bbf_standbys_begin();
 	step_context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill step",
 										 ALLOCSET_DEFAULT_SIZES);
 	bbf_shmem_set_next_due(launch.datid, work());
