@@ -69,25 +69,49 @@ columns(const BbfPair *pair, const char *prefix)
 		psprintf("%s%s", prefix, pair->source_key);
 }
 
-/* What an upsert does with a key that is there: lock it, or give it its group. */
+/*
+ * What an upsert does with a key that is there: lock it, or make it the source row's
+ * (own).  Equal keys may be written in several ways (numeric 1.0 and 1.00): as the
+ * source row has it is how it belongs here.
+ */
 static char *
-on_conflict(const BbfPair *pair, bool set_group)
+on_conflict(const BbfPair *pair, bool own)
 {
-	if (set_group && pair->group_by)
-		return psprintf("ON CONFLICT (%s) DO UPDATE SET %s = excluded.%s",
-						pair->source_key, pair->group_by, pair->group_by);
-	return psprintf("ON CONFLICT (%s) DO UPDATE SET %s = excluded.%s WHERE false",
-					pair->source_key, pair->source_key, pair->source_key);
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "ON CONFLICT (%s) DO UPDATE SET ", pair->source_key);
+	if (own && !pair->key_has_one_text)
+		appendStringInfo(&sql, "%s = excluded.%s", pair->source_key, pair->source_key);
+	if (own && pair->group_by)
+		appendStringInfo(&sql, "%s%s = excluded.%s", pair->key_has_one_text ? "" : ", ",
+						 pair->group_by, pair->group_by);
+	else if (!own || pair->key_has_one_text)
+		appendStringInfo(&sql, "%s = excluded.%s WHERE false", pair->source_key, pair->source_key);
+	return sql.data;
 }
 
-/* "the row's group is not the source row's". */
+/* "d's column is not what the source row s has". */
 static char *
-group_differs(const BbfPair *pair)
+image_differs(const char *column)
 {
-	if (pair->group_by == NULL)
-		return pstrdup("false");
-	return psprintf("((d.%s %s s.%s) IS NOT TRUE AND (d.%s IS NOT NULL OR s.%s IS NOT NULL))",
-					pair->group_by, pair->group_eq, pair->group_by, pair->group_by, pair->group_by);
+	return psprintf("ROW(d.%s)::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW(s.%s)::pg_catalog.record",
+					column, column);
+}
+
+/* "the row's group, or how its key or group is written, is not the source row's". */
+static char *
+row_differs(const BbfPair *pair)
+{
+	const char *key = pair->key_has_one_text ? "false" : image_differs(pair->source_key);
+	const char *group = pair->group_by;
+
+	if (group == NULL)
+		return psprintf("(%s)", key);
+	if (!pair->group_has_one_text)
+		return psprintf("(%s OR %s)", key, image_differs(group));
+	return psprintf("(%s OR (d.%s %s s.%s) IS NOT TRUE AND (d.%s IS NOT NULL OR s.%s IS NOT NULL))",
+					key, group, pair->group_eq, group, group, group);
 }
 
 static char *
@@ -143,7 +167,7 @@ bbf_sidecar_candidates(const BbfJob *job, const BbfPair *pair, bool sweep, bool 
 					skey, pair->source_sql, bbf_mode_range(skey, pair->key_op, bounded), and_pending(pair),
 					no_match_in_range(pair, bounded),
 					bbf_sidecar_table(job, pair), bbf_mode_range(dkey, pair->key_op, bounded),
-					dkey, pair->key_op[BTEqualStrategyNumber], skey, group_differs(pair),
+					dkey, pair->key_op[BTEqualStrategyNumber], skey, row_differs(pair),
 					skey, pair->key_op[BTLessStrategyNumber]);
 }
 
@@ -261,19 +285,36 @@ sidecar_target_settle_one(const BbfJob *job, const BbfPair *pair)
 					table, table, pair->source_key, pair->source_eq_target);
 }
 
-/* ", the group of the source row with the key k", or nothing; eq: source key = k. */
+/* "a column of the source row with the key k"; eq: source key = k. */
 static char *
-group_of(const BbfPair *pair, const char *eq)
+of_source_row(const BbfPair *pair, const char *column, const char *eq)
 {
-	return pair->group_by ?
-		psprintf(", (SELECT s.%s FROM ONLY %s s WHERE s.%s %s k.k)", pair->group_by, pair->source_sql,
-				 pair->source_key, eq) : pstrdup("");
+	return psprintf("(SELECT s.%s FROM ONLY %s s WHERE s.%s %s k.k)", column, pair->source_sql, pair->source_key, eq);
+}
+
+/*
+ * Rows for keys that may have no source row: "SELECT key, group FROM the keys k", as
+ * the source row has them where there is one.
+ */
+static char *
+rows_of_keys(const BbfPair *pair, const char *eq)
+{
+	const char *key = pair->key_has_one_text ? "k.k" :
+		psprintf("coalesce(%s, k.k)", of_source_row(pair, pair->source_key, eq));
+
+	return psprintf("SELECT %s%s%s FROM pg_catalog.unnest($1) k (k)", key, pair->group_by ? ", " : "",
+					pair->group_by ? of_source_row(pair, pair->group_by, eq) : "");
 }
 
 /*
  * A target delete, or an update of what makes a match.  Without a foreign key the
  * source row may be somebody's who has not committed yet: its key is upserted, and
  * so locked, whether we see a row or not.
+ *
+ * But not where the target's column can hold what the source's cannot, and our table's
+ * neither: the write would be refused, with the application's.  There it is up to who
+ * inserts or changes the source row.  He has locked the match, and then our delete has
+ * waited for him and we see his row; or he could not, and then he adds the key himself.
  */
 static int
 settle_target_change(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
@@ -289,12 +330,12 @@ settle_target_change(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
 			SPI_OK_SELECT, BBF_TAKES_KEYS, BBF_GIVES_NOTHING
 		};
 	steps[n++] = (BbfStep) {
-		pair->has_foreign_key ?
+		pair->has_foreign_key || !pair->same_key_type ?
 			psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s WHERE s.%s %s ANY ($1) %s %s",
 					 table, columns(pair, ""), columns(pair, "s."), pair->source_sql,
 					 pair->source_key, pair->source_eq_target, order, on_conflict(pair, false)) :
-			psprintf("INSERT INTO %s AS d (%s) SELECT k.k%s FROM pg_catalog.unnest($1) k (k) %s",
-					 table, columns(pair, ""), group_of(pair, pair->source_eq_target), on_conflict(pair, false)),
+			psprintf("INSERT INTO %s AS d (%s) %s %s",
+					 table, columns(pair, ""), rows_of_keys(pair, pair->source_eq_target), on_conflict(pair, false)),
 		SPI_OK_INSERT, BBF_TAKES_KEYS, BBF_GIVES_NOTHING
 	};
 	steps[n++] = (BbfStep) {
@@ -388,8 +429,8 @@ settle_source_update(const BbfJob *job, const BbfPair *pair, BbfStep *steps)
 
 	steps[0] = hold_matches(pair);
 	steps[1] = (BbfStep) {
-		psprintf("INSERT INTO %s AS d (%s) SELECT k.k%s FROM pg_catalog.unnest($1) k (k) %s",
-				 table, columns(pair, ""), group_of(pair, eq), on_conflict(pair, true)),
+		psprintf("INSERT INTO %s AS d (%s) %s %s",
+				 table, columns(pair, ""), rows_of_keys(pair, eq), on_conflict(pair, true)),
 		SPI_OK_INSERT, BBF_TAKES_KEYS, BBF_GIVES_NOTHING
 	};
 	steps[2] = (BbfStep) {

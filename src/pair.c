@@ -137,6 +137,16 @@ can_be_key(Oid type)
 		OidIsValid(lookup_type_cache(type, TYPECACHE_CMP_PROC)->cmp_proc);
 }
 
+/* Are two columns of one type, length and all? */
+static bool
+same_type(Relation a, AttrNumber a_att, Relation b, AttrNumber b_att)
+{
+	Form_pg_attribute first = TupleDescAttr(RelationGetDescr(a), a_att - 1);
+	Form_pg_attribute second = TupleDescAttr(RelationGetDescr(b), b_att - 1);
+
+	return first->atttypid == second->atttypid && first->atttypmod == second->atttypmod;
+}
+
 /* Keys: their indexes, types, collation and operators. */
 static void
 load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
@@ -149,6 +159,7 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 	pair->target_key_att = find_column(target, job->target_key, "target key");
 	pair->source_key = pstrdup(quote_identifier(job->source_key));
 	pair->target_key = pstrdup(quote_identifier(job->target_key));
+	pair->same_key_type = same_type(source, pair->source_key_att, target, pair->target_key_att);
 	pair->key_type = getBaseType(get_atttype(pair->source, pair->source_key_att));
 	pair->target_key_type = getBaseType(get_atttype(pair->target, pair->target_key_att));
 
@@ -211,6 +222,7 @@ load_keys(BbfPair *pair, const BbfJob *job, Relation source, Relation target)
 				 errhint("Use ALTER TABLE ... ALTER COLUMN ... SET NOT NULL, or name another column as source_key.")));
 	pair->source_eq_target = operator_sql(eq);
 	pair->key_collation = skey.collation;
+	pair->key_has_one_text = bbf_value_equal_is_image(skey.opfamily, skey.opcintype, skey.collation);
 	pair->key_opfamily = skey.opfamily;
 	pair->key_opcintype = skey.opcintype;
 	pair->target_key_unique = tkey.unique;

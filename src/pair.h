@@ -30,6 +30,7 @@ typedef struct BbfPair
 	Oid			group_type;
 	Oid			group_collation;
 	bool		group_has_one_text; /* equal groups are written alike */
+	bool		key_has_one_text;	/* equal keys are */
 	Oid			key_collation;
 	Oid			key_opfamily;
 	Oid			key_opcintype;
@@ -38,6 +39,7 @@ typedef struct BbfPair
 	char	   *source_eq_target;	/* source key = target key */
 	char	   *group_gt;		/* group OP group */
 	char	   *group_eq;
+	bool		same_key_type;	/* what the target's column can hold, the source's can */
 	bool		target_key_unique;
 	bool		has_foreign_key;	/* validated and never deferred */
 

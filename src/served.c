@@ -252,6 +252,10 @@ build_as_owner(BbfServed *served, const BbfJob *job)
 			 pair->key_collation, served->context);
 	served->source_key.old_too = mode->old_source_keys;
 	served->target_key.old_too = true;
+	if (!pair->key_has_one_text)
+		served->own_keys = MemoryContextStrdup(served->context,
+											   psprintf("SELECT s.%s FROM ONLY %s s WHERE s.%s %s ANY ($1)", pair->source_key,
+														pair->source_sql, pair->source_key, pair->source_eq_target));
 	served->places_by_source_key = places(served, pair, pair->key_op[BTEqualStrategyNumber]);
 	served->places_by_target_key = places(served, pair, pair->source_eq_target);
 	save_statements(served, job, pair, mode);

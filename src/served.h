@@ -39,6 +39,7 @@ typedef struct BbfServed
 	Oid			target_schema;
 	Oid			owner;
 	char	   *table;			/* of pending keys, quoted; NULL: none */
+	char	   *own_keys;		/* how the source writes keys of the target, a query; NULL: all alike */
 	char	   *places_by_source_key;	/* the places of the rows that keys have in that table, */
 	char	   *places_by_target_key;	/* or on the source, as queries */
 	const char *rights_lost;	/* what the owner lacks, or NULL */

@@ -250,21 +250,42 @@ check_seen(const BbfServed *served, BbfEvent event, Datum *keys, int n)
 	bbf_session_unpin(nestlevel);
 }
 
-/* Claims on these rows may have been answered, by what is gone now: see answered.c. */
+/*
+ * Claims on these rows may have been answered, by what is gone now: see answered.c.
+ * Claims have a key as the source row writes it, which may not be how the target does.
+ */
 static void
-note_answered(const char *job, const BbfKeySet *set, const BbfKeyColumn *column)
+note_answered(const char *job, const BbfServed *served, const BbfKeySet *set)
 {
+	const BbfKeyColumn *column = &served->target_key;
+	SPITupleTable *own = NULL;
+	uint64		n = set->n;
 	int			nestlevel;
 	char	  **texts;
 
 	if (!bbf_lease_any(job))
 		return;
-	nestlevel = bbf_session_pin();
+	nestlevel = bbf_session_pin_plan(true);
 	bbf_session_pin_keys();
-	texts = palloc(sizeof(char *) * set->n);
-	for (int i = 0; i < set->n; i++)
-		texts[i] = bbf_value_out(column->owner, column->type, set->keys[i]);
-	bbf_answered_note(job, texts, set->n);
+	if (served->own_keys)
+	{
+		Oid			types[] = {column->array_type};
+		Datum		values[] = {key_array(column, set->keys, set->n)};
+
+		n = bbf_sql_run_latest(served->owner, served->own_keys, 1, types, values, NULL, SPI_OK_SELECT, true);
+		own = SPI_tuptable;
+		column = &served->source_key;
+	}
+	texts = palloc(sizeof(char *) * Max(n, 1));
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+		Datum		key = own ? SPI_getbinval(own->vals[i], own->tupdesc, 1, &isnull) : set->keys[i];
+
+		texts[i] = bbf_value_out(column->owner, column->type, key);
+	}
+	bbf_answered_note(job, texts, (int) n);
+	SPI_freetuptable(own);
 	bbf_session_unpin(nestlevel);
 }
 
@@ -285,7 +306,7 @@ settle(const char *job, BbfServed *served, BbfEvent event, BbfKeySet *set)
 	bbf_keyset_sort(set, column);
 	SPI_connect();
 	if (event == BBF_TARGET_CHANGE)
-		note_answered(job, set, column);
+		note_answered(job, served, set);
 	for (int i = 0; i < set->n; i += KEYS_AT_ONCE)
 	{
 		int			n = Min(KEYS_AT_ONCE, set->n - i);
