@@ -24,6 +24,7 @@
 
 #include "access/genam.h"
 #include "access/nbtree.h"
+#include "access/relscan.h"
 #include "access/skey.h"
 #include "access/table.h"
 #include "access/tableam.h"
@@ -120,24 +121,15 @@ bbf_dequeue_prepare(BbfServed *served, const BbfPair *pair)
 	MemoryContextSwitchTo(old);
 }
 
-/* Remove a key, if it is there.  False: the statement has to. */
+/* Remove the key that a scan looks for, if it is there.  False: the statement has to. */
 static bool
-remove_key(const BbfDequeue *dequeue, Relation table, Relation index, Datum value)
+remove_key(Relation table, SysScanDesc scan)
 {
-	ScanKeyData key = dequeue->key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	TM_Result	result = TM_Ok;
+	HeapTuple	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
 	TM_FailureData failure;
 
-	key.sk_argument = value;
-	key.sk_func.fn_mcxt = CurrentMemoryContext; /* what it caches goes with this copy */
-	scan = systable_beginscan_ordered(table, index, GetActiveSnapshot(), 1, &key);
-	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
-	if (HeapTupleIsValid(tuple))
-		result = bbf_table_tuple_delete(table, &tuple->t_self, GetCurrentCommandId(true), GetActiveSnapshot(), &failure);
-	systable_endscan_ordered(scan);
-	return result == TM_Ok;
+	return !HeapTupleIsValid(tuple) ||
+		bbf_table_tuple_delete(table, &tuple->t_self, GetCurrentCommandId(true), GetActiveSnapshot(), &failure) == TM_Ok;
 }
 
 /*
@@ -148,11 +140,13 @@ bool
 bbf_dequeue_keys(const BbfServed *served, const Datum *keys, int n)
 {
 	const BbfDequeue *dequeue = served->dequeue;
+	ScanKeyData key;
+	SysScanDesc scan;
 	Relation	table;
 	Relation	index;
-	bool		done = true;
+	bool		done;
 
-	if (dequeue == NULL)
+	if (dequeue == NULL || n == 0)
 		return false;
 	CommandCounterIncrement();	/* see what enqueue.c has added for this very command */
 	table = try_table_open(served->table_oid, RowExclusiveLock);
@@ -167,11 +161,19 @@ bbf_dequeue_keys(const BbfServed *served, const Datum *keys, int n)
 	CheckCmdReplicaIdentity(table, CMD_DELETE);
 	index = index_open(dequeue->index, RowExclusiveLock);
 	PushActiveSnapshot(GetLatestSnapshot());
-	for (int i = 0; i < n && done; i++)
+	key = dequeue->key;
+	key.sk_argument = keys[0];
+	key.sk_func.fn_mcxt = CurrentMemoryContext; /* what it caches goes with this copy */
+	scan = systable_beginscan_ordered(table, index, GetActiveSnapshot(), 1, &key);
+	done = remove_key(table, scan);
+	for (int i = 1; i < n && done; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		done = remove_key(dequeue, table, index, keys[i]);
+		key.sk_argument = keys[i];
+		index_rescan(scan->iscan, &key, 1, NULL, 0);
+		done = remove_key(table, scan);
 	}
+	systable_endscan_ordered(scan);
 	PopActiveSnapshot();
 	index_close(index, NoLock);
 	table_close(table, NoLock);

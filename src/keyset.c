@@ -2,21 +2,17 @@
  * keyset.c
  *		Sets of keys: what a statement touched.
  *
- * An INSERT's or a DELETE's keys are read from its transition table when its
- * statement trigger runs.  An UPDATE's, and those of an INSERT of which only some
- * rows count, are collected row by row before that, and kept for the statement
- * trigger in memory of the subtransaction.
+ * The keys are collected row by row, by row triggers, and kept for the statement
+ * trigger in memory of the subtransaction.  A transition table would hold the rows
+ * whole, and these are wide.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "executor/executor.h"
 #include "keyset.h"
 #include "lib/qunique.h"
-#include "miscadmin.h"
 #include "utils/datum.h"
 #include "utils/memutils.h"
-#include "utils/tuplestore.h"
 #include "value.h"
 
 /*
@@ -87,27 +83,6 @@ compare_keys(const void *a, const void *b, void *arg)
 
 	return DatumGetInt32(bbf_value_call(column->owner, &column->cmp, column->collation,
 										*(const Datum *) a, *(const Datum *) b));
-}
-
-/* Read the keys of a transition table. */
-void
-bbf_keyset_read_table(Tuplestorestate *rows, Relation rel, const BbfKeyColumn *column, BbfKeySet *set)
-{
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), &TTSOpsMinimalTuple);
-	int			pointer = tuplestore_alloc_read_pointer(rows, EXEC_FLAG_REWIND);
-
-	tuplestore_select_read_pointer(rows, pointer);
-	tuplestore_rescan(rows);
-	while (tuplestore_gettupleslot(rows, true, false, slot))
-	{
-		bool		isnull;
-		Datum		key = slot_getattr(slot, column->attno, &isnull);
-
-		CHECK_FOR_INTERRUPTS();
-		if (!isnull)
-			add_key(set, column, key);
-	}
-	ExecDropSingleTupleTableSlot(slot);
 }
 
 /* What the transaction has done to a job's rows; NULL if nothing and not create. */
@@ -227,10 +202,14 @@ bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfEve
 	BbfKeySet  *set = bbf_keyset_collected(job, event);
 	MemoryContext old;
 
-	if (event == BBF_SOURCE_UPDATE)
-		deeds_of(job, true)->source_updated = true;
 	if (set == NULL)
+	{
 		set = begin_set(job, event);
+		if (event == BBF_SOURCE_UPDATE)
+			deeds_of(job, true)->source_updated = true;
+		else if (event == BBF_TARGET_CHANGE)
+			bbf_keyset_note_removal(job);
+	}
 	old = MemoryContextSwitchTo(set->context);
 	bbf_keyset_add_row(trigdata, column, set);
 	MemoryContextSwitchTo(old);

@@ -26,8 +26,6 @@ typedef struct BbfKeySet
 	bool		listed;			/* not taken over yet */
 } BbfKeySet;
 
-extern void bbf_keyset_read_table(Tuplestorestate *rows, Relation rel, const BbfKeyColumn *column,
-								  BbfKeySet *set);
 extern void bbf_keyset_add_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfKeySet *set);
 extern BbfKeySet *bbf_keyset_collected(const char *job, BbfEvent event);
 extern void bbf_keyset_collect_row(TriggerData *trigdata, const BbfKeyColumn *column, BbfEvent event);

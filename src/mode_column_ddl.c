@@ -177,9 +177,12 @@ bbf_column_triggers(const BbfJob *job, const BbfPair *pair)
 									pair->source_key, s, key_changed),
 						   "source_changed", ", 'row'");
 	if (!pair->has_foreign_key)
+	{
+		list = bbf_trigger_def(list, job, pair->source, "bbf_srcpick", 'O',
+						   psprintf("INSERT ON %s FOR EACH ROW", s), "source_changed", "");
 		list = bbf_trigger_def(list, job, pair->source, "bbf_srcins", 'O',
-						   psprintf("INSERT ON %s REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT", s),
-						   "source_changed", "");
+						   psprintf("INSERT ON %s FOR EACH STATEMENT", s), "source_changed", "");
+	}
 	/* a replica enforces no foreign key */
 	return bbf_trigger_def(list, job, pair->source, "bbf_srcrow", 'R',
 					   psprintf("INSERT ON %s FOR EACH ROW", s),

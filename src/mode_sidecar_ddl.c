@@ -272,13 +272,10 @@ source_triggers(List *list, const BbfJob *job, const BbfPair *pair)
 							   psprintf("INSERT ON %s FOR EACH ROW", s), "source_changed", ", 'row'");
 	else
 	{
-		if (pair->pending_where)
-			list = bbf_trigger_def(list, job, relid, "bbf_srcpick", 'O',
-								   psprintf("INSERT ON %s FOR EACH ROW%s", s, is_new), "source_changed", "");
+		list = bbf_trigger_def(list, job, relid, "bbf_srcpick", 'O',
+							   psprintf("INSERT ON %s FOR EACH ROW%s", s, is_new), "source_changed", "");
 		list = bbf_trigger_def(list, job, relid, "bbf_srcins", 'O',
-							   psprintf("INSERT ON %s%s FOR EACH STATEMENT", s,
-										pair->pending_where ? "" : " REFERENCING NEW TABLE AS new_rows"),
-							   "source_changed", "");
+							   psprintf("INSERT ON %s FOR EACH STATEMENT", s), "source_changed", "");
 	}
 	list = bbf_trigger_def(list, job, relid, "bbf_srcgone", 'O',
 						   psprintf("DELETE ON %s FOR EACH ROW%s", s, was_old), "source_changed", "");

@@ -402,16 +402,16 @@ try_build(const char *name, Relation rel, bool of_source)
 }
 
 /*
- * The job of a source's trigger, if it is known and can be served; no reference is
+ * The job of a trigger, if it is known and can be served; no reference is
  * taken, and its plans are not looked at: for what uses none and runs no user's code.
  */
 BbfServed *
-bbf_served_peek(const char *name, Relation source)
+bbf_served_peek(const char *name, Relation rel, bool of_source)
 {
 	CacheEntry *entry = cache ? hash_search(cache, name, HASH_FIND, NULL) : NULL;
 	BbfServed  *served = entry ? entry->served : NULL;
 
-	return served && !served->stale && served->source == RelationGetRelid(source) &&
+	return served && !served->stale && (of_source ? served->source : served->target) == RelationGetRelid(rel) &&
 		served->rights_lost == NULL ? served : NULL;
 }
 

@@ -66,7 +66,7 @@ typedef struct BbfServed
 
 extern void bbf_served_init(void);
 extern BbfServed *bbf_served_get(const char *name, Relation rel, bool of_source, bool writes);
-extern BbfServed *bbf_served_peek(const char *name, Relation source);
+extern BbfServed *bbf_served_peek(const char *name, Relation rel, bool of_source);
 extern void bbf_served_release(BbfServed *served);
 
 #endif							/* BBF_SERVED_H */

@@ -14,11 +14,9 @@
  * because the flag was right already would hold none, and a batch that decides
  * at the same time with an older view would win (R1).
  *
- * Keys come from the transition table, or from a row trigger that only collects
- * (its WHEN lets through the rows that count: an UPDATE's whose key or condition
- * columns really change); they are sorted, so that two statements lock common rows in
- * the same order (R9), and given to the saved statements as one array: a plan
- * over a transition table would be kept as it was first made, for a bulk load.
+ * Keys come from row triggers that only collect (an UPDATE's has a WHEN that lets
+ * through the rows whose key or condition columns really change); they are sorted, so that two statements lock common rows in
+ * the same order (R9), and given to the saved statements as one array.
  *
  * R11: inside one transaction the triggers run after each statement and see its
  * own work, savepoints or not; what is rolled back takes its flags and its locks
@@ -104,6 +102,13 @@ returned_array(Oid type, int16 typlen, bool typbyval, char typalign)
 	return PointerGetDatum(construct_array(values, (int) n, type, typlen, typbyval, typalign));
 }
 
+/* The column that the keys of an event are in. */
+static const BbfKeyColumn *
+key_column(const BbfServed *served, BbfEvent event)
+{
+	return bbf_event_of_source(event) ? &served->source_key : &served->target_key;
+}
+
 static Datum
 key_array(const BbfKeyColumn *column, Datum *keys, int n)
 {
@@ -151,7 +156,7 @@ static void
 settle_keys(const Settling *settling, BbfEvent event, Datum *keys, int n)
 {
 	const BbfServed *served = settling->served;
-	const BbfKeyColumn *column = bbf_event_of_source(event) ? &served->source_key : &served->target_key;
+	const BbfKeyColumn *column = key_column(served, event);
 	const BbfKeyColumn *held = &served->target_key;
 	Datum		values[2] = {key_array(column, keys, n)};
 	Datum		rows[1];
@@ -345,6 +350,13 @@ is_added_alone(const TriggerData *trigdata)
 		trigdata->tg_trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN;
 }
 
+/* Is this a row trigger that leaves it to a statement trigger to settle? */
+static bool
+collects(const TriggerData *trigdata)
+{
+	return TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && trigdata->tg_trigger->tgnargs == 1;
+}
+
 /*
  * Collect the keys of the event, or settle them.  row_keys: what row triggers
  * have collected for a statement trigger.  tried: the quickest way of a new source
@@ -354,9 +366,13 @@ static void
 work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, BbfEvent event, bool tried)
 {
 	const char *name = trigdata->tg_trigger->tgargs[0];
-	BbfKeyColumn *column = bbf_event_of_source(event) ? &served->source_key : &served->target_key;
 	BbfKeySet	set = {0};
 
+	if (collects(trigdata))
+	{
+		bbf_keyset_collect_row(trigdata, key_column(served, event), event);
+		return;
+	}
 	if (event == BBF_TARGET_CHANGE)
 		bbf_keyset_note_removal(name);
 	if (event != BBF_SOURCE_INSERT)
@@ -376,17 +392,7 @@ work_off(TriggerData *trigdata, BbfServed *served, BbfKeySet *row_keys, BbfEvent
 		bbf_keyset_drop(row_keys);
 		return;
 	}
-	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && trigdata->tg_trigger->tgnargs == 1)
-	{
-		bbf_keyset_collect_row(trigdata, column, event);
-		return;
-	}
-	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
-		bbf_keyset_add_row(trigdata, column, &set);
-	else if (trigdata->tg_newtable)
-		bbf_keyset_read_table(trigdata->tg_newtable, trigdata->tg_relation, column, &set);
-	else if (trigdata->tg_oldtable)
-		bbf_keyset_read_table(trigdata->tg_oldtable, trigdata->tg_relation, column, &set);
+	bbf_keyset_add_row(trigdata, key_column(served, event), &set);
 	settle(name, served, event, &set);
 }
 
@@ -398,7 +404,6 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 	const char *name;
 	BbfServed  *served;
 	BbfKeySet  *volatile row_keys = NULL;
-	bool		of_rows;		/* what row triggers have collected */
 	volatile bool tried = false;
 	BbfEvent	event;
 
@@ -410,20 +415,25 @@ follow(FunctionCallInfo fcinfo, bool of_source)
 						of_source ? "source_changed" : "target_changed")));
 	name = trigdata->tg_trigger->tgargs[0];
 	event = event_of(trigdata, of_source);
-	of_rows = !TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) &&
-		trigdata->tg_newtable == NULL && trigdata->tg_oldtable == NULL;
 
 	/* the quickest way of a new source row */
 	if (event == BBF_SOURCE_INSERT && is_added_alone(trigdata) &&
-		(served = bbf_served_peek(name, trigdata->tg_relation)) != NULL)
+		(served = bbf_served_peek(name, trigdata->tg_relation, true)) != NULL)
 	{
 		if (bbf_enqueue_row(served, trigdata->tg_trigslot))
 			return PointerGetDatum(NULL);
 		tried = !served->stale;
 	}
 
+	/* and of what is collected: the statement trigger looks at all there is to look at */
+	if (collects(trigdata) && (served = bbf_served_peek(name, trigdata->tg_relation, of_source)) != NULL)
+	{
+		bbf_keyset_collect_row(trigdata, key_column(served, event), event);
+		return PointerGetDatum(NULL);
+	}
+
 	/* a statement that collected nothing costs nothing */
-	if (of_rows &&
+	if (!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) &&
 		(row_keys = bbf_keyset_collected(name, event)) == NULL)
 		return PointerGetDatum(NULL);
 

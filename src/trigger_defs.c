@@ -55,8 +55,10 @@ bbf_trigger_def(List *list, const BbfJob *job, Oid relid, const char *suffix, ch
 }
 
 /*
- * The triggers on a target: of everything that may make or end a match.  An
- * UPDATE's rows are collected where the key or a column of match_where changes.
+ * The triggers on a target: of everything that may make or end a match.  Row triggers
+ * collect the keys, and a statement trigger settles them.  (A transition table would be
+ * a copy of every row, with its embedding, that spills to disk.)  An UPDATE's rows are
+ * collected where the key or a column of match_where changes.
  */
 List *
 bbf_trigger_target_defs(const BbfJob *job, const BbfPair *pair)
@@ -69,11 +71,14 @@ bbf_trigger_target_defs(const BbfJob *job, const BbfPair *pair)
 	columns = bms_add_member(columns, pair->target_key_att);
 	changed = bbf_trigger_changed(pair->target, columns);
 
+	list = bbf_trigger_def(list, job, pair->target, "bbf_rows", 'O',
+					   psprintf("INSERT OR DELETE ON %s FOR EACH ROW", m),
+					   "target_changed", "");
 	list = bbf_trigger_def(list, job, pair->target, "bbf_insert", 'O',
-					   psprintf("INSERT ON %s REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT", m),
+					   psprintf("INSERT ON %s FOR EACH STATEMENT", m),
 					   "target_changed", "");
 	list = bbf_trigger_def(list, job, pair->target, "bbf_delete", 'O',
-					   psprintf("DELETE ON %s REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT", m),
+					   psprintf("DELETE ON %s FOR EACH STATEMENT", m),
 					   "target_changed", "");
 	list = bbf_trigger_def(list, job, pair->target, "bbf_collect", 'O',
 					   psprintf("UPDATE ON %s FOR EACH ROW WHEN (%s)", m, changed),

@@ -58,6 +58,26 @@ inserts_statement()
 				END \$\$;
 			EOF
 			;;
+		wide_bulk)
+			cat <<-EOF
+				INSERT INTO event_embeddings (event_id, embedding)
+				SELECT id, (SELECT v FROM bench_vectors AS p WHERE p.nr = k.nr % $WIDE_POOL) FROM bench_keys AS k
+				WHERE nr BETWEEN $2 AND $3 ORDER BY nr;
+			EOF
+			;;
+		wide_singles)
+			cat <<-EOF
+				DO \$\$
+				DECLARE
+				  v real[] = (SELECT p.v FROM bench_vectors AS p LIMIT 1);
+				  k bigint;
+				BEGIN
+				  FOR k IN SELECT id FROM bench_keys WHERE nr BETWEEN $2 AND $3 ORDER BY nr LOOP
+				    INSERT INTO event_embeddings (event_id, embedding) VALUES (k, v);
+				  END LOOP;
+				END \$\$;
+			EOF
+			;;
 		*_bulk)
 			cat <<-EOF
 				INSERT INTO events (organization_id, created_at, payload_text, metadata)
@@ -98,7 +118,7 @@ inserts_statement()
 # $1: mode, $2: which, $3: rows.
 inserts_check()
 {
-	case "$1 $2" in
+	case "$1 ${2#wide_}" in
 		column\ bulk | column\ singles)
 			echo "SELECT 'check', count(*) FROM bench_keys JOIN events USING (id)"
 			echo "WHERE has_embedding AND nr BETWEEN 1 AND $3;" ;;
