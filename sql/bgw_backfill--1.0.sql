@@ -102,6 +102,16 @@ CREATE TABLE bgw_backfill.job_state (
 	sweep_pending	bigint NOT NULL DEFAULT 0,
 	refilling		boolean NOT NULL DEFAULT false,
 	pending			bigint,
+	pending_capped	boolean NOT NULL DEFAULT false,
+	pending_estimate bigint NOT NULL DEFAULT 0,
+	groups			bigint,
+	rounded_at		timestamptz,
+	round_groups	bigint NOT NULL DEFAULT 0,
+	round_pending	bigint NOT NULL DEFAULT 0,
+	round_capped	boolean NOT NULL DEFAULT false,
+	part_at			timestamptz,
+	handoff_at		timestamptz,
+	cut_short		integer NOT NULL DEFAULT 0,
 	scan_at			timestamptz,
 	scan_ms			double precision,
 	scans			bigint NOT NULL DEFAULT 0,
@@ -129,6 +139,11 @@ COMMENT ON COLUMN bgw_backfill.job_state.pass_mark IS 'the key to which the wate
 COMMENT ON COLUMN bgw_backfill.job_state.files IS 'mode watermark: the tables'' files, by which a TRUNCATE is noticed';
 COMMENT ON COLUMN bgw_backfill.job_state.sweep_eligible IS 'of the sweep under way or the last one: rows that satisfy pending_where; sweep_pending: and lack a match';
 COMMENT ON COLUMN bgw_backfill.job_state.refilling IS 'a sweep under new conditions is to come, or under way';
+COMMENT ON COLUMN bgw_backfill.job_state.pending IS 'what the last complete round of pending scans has counted; round_pending: the one under way, so far';
+COMMENT ON COLUMN bgw_backfill.job_state.pending_estimate IS 'all that is pending, by the server''s statistics; 0: not known';
+COMMENT ON COLUMN bgw_backfill.job_state.part_at IS 'end of the last part of a round; the next one is due soon after';
+COMMENT ON COLUMN bgw_backfill.job_state.handoff_at IS 'when the handler has its next round of calls, before the next scan; NULL: after it';
+COMMENT ON COLUMN bgw_backfill.job_state.cut_short IS 'a bit for each stage, the last scan and what follows it, that ran out of time';
 COMMENT ON COLUMN bgw_backfill.job_state.high_mark IS 'key at which the current walk ends, as text';
 
 CREATE TABLE bgw_backfill.job_skipped (
@@ -408,13 +423,13 @@ COMMENT ON VIEW bgw_backfill.jobs IS 'configuration of each job, its effective s
 
 CREATE VIEW bgw_backfill.progress WITH (security_barrier) AS
 SELECT q.job, q.source, q.target, q.mode, q.phase, q.state, q.percent, q.rows_done, q.rows_total,
-	q.rows_changed, q.pending, q.batches, q.batch_size, q.batch_ms, q.rows_per_second,
+	q.rows_changed, q.pending, q.pending_capped, q.pending_estimate, q.round_percent, q.batches, q.batch_size, q.batch_ms, q.rows_per_second,
 	CASE WHEN q.phase IN ('fill', 'verify') AND q.rows_per_second > 0
 		THEN pg_catalog.date_trunc('second', pg_catalog.make_interval(
 			secs => least(greatest(q.rows_total - q.rows_done, 0) / q.rows_per_second, 1e9))) END AS eta,
 	q.fill_ms, q.waiting_for, q.waited, q.errors, q.last_error, q.last_error_at, q.started_at,
 	q.phase_started_at, q.live_since, q.verified_at, q.mismatches, q.stale_pruned, q.coverage, q.watermark, q.leased, q.quarantined, q.waiting_groups,
-	q.rebuilding, q.worker_pid,
+	q.scans, q.scans_skipped, q.cut_short, q.rebuilding, q.worker_pid,
 	pg_catalog.format('[%s%s] %s%%',
 		pg_catalog.repeat('#', pg_catalog.floor(q.percent / 5)::integer),
 		pg_catalog.repeat('.', 20 - pg_catalog.floor(q.percent / 5)::integer),
@@ -444,7 +459,21 @@ FROM (
 			WHEN s.phase = 'index' THEN least(99.9, pg_catalog.round(greatest(w.index_percent, s.index_percent)::numeric, 1))
 			ELSE 0
 		END AS percent,
-		s.rows_done, greatest(s.rows_total, s.rows_done) AS rows_total, s.rows_changed, s.pending,
+		s.rows_done, greatest(s.rows_total, s.rows_done) AS rows_total, s.rows_changed,
+		CASE WHEN s.rounded_at IS NULL AND s.scan_at IS NOT NULL THEN s.round_pending ELSE s.pending END AS pending,
+		CASE WHEN s.rounded_at IS NULL THEN s.scan_group IS NOT NULL ELSE s.pending_capped END AS pending_capped,
+		CASE WHEN s.scan_at IS NULL AND s.rounded_at IS NULL THEN NULL
+			WHEN s.pending_capped OR s.scan_group IS NOT NULL
+			THEN greatest(s.pending, s.round_pending, s.pending_estimate) ELSE s.pending END AS pending_estimate,
+		CASE WHEN s.scan_group IS NULL AND s.rounded_at IS NOT NULL THEN 100
+			WHEN s.scan_group IS NOT NULL THEN least(99, pg_catalog.floor(100.0 * CASE WHEN s.rounded_at IS NULL
+				THEN s.round_pending / greatest(s.pending_estimate, s.round_pending, 1)::numeric
+				ELSE s.round_groups / greatest(s.groups, s.round_groups, 1)::numeric END))
+			END AS round_percent,
+		s.scans, s.scans_skipped,
+		(SELECT pg_catalog.string_agg(x.stage, ', ' ORDER BY x.i)
+			FROM pg_catalog.unnest('{scan,prune,claims,attempts,passed groups,notify,handler}'::text[]) WITH ORDINALITY x (stage, i)
+			WHERE s.cut_short & (1 << (x.i - 1)::integer) <> 0) AS cut_short,
 		s.batches, s.batch_size, pg_catalog.round(s.batch_ms::numeric, 1) AS batch_ms,
 		pg_catalog.round(s.rows_per_second::numeric, 1) AS rows_per_second,
 		pg_catalog.round(pg_catalog.date_part('epoch', s.fill_ended_at - s.fill_started_at)::numeric * 1000, 1) AS fill_ms,
@@ -491,7 +520,9 @@ COMMENT ON VIEW bgw_backfill.progress IS 'what each job is doing and how far it 
 
 CREATE VIEW bgw_backfill.pending_groups WITH (security_barrier) AS
 SELECT g.job, g.group_key, g.pending, g.capped, g.oldest_key, g.scanned_at
-FROM bgw_backfill.pending_group g JOIN bgw_backfill.visible_job j ON j.job = g.job;
+FROM bgw_backfill.pending_group g
+	JOIN bgw_backfill.visible_job j ON j.job = g.job
+	JOIN bgw_backfill.job_state s ON s.job = g.job AND g.cycle >= s.scan_cycle - 1;
 COMMENT ON VIEW bgw_backfill.pending_groups IS 'what the last pending scan found in each group';
 
 CREATE VIEW bgw_backfill.quarantine WITH (security_barrier) AS

@@ -38,6 +38,7 @@
 #include "utils/timestamp.h"
 
 #define ROUND_MS 10000			/* a round of calls, but for the last */
+#define ROOM_ROWS 1000			/* looked at to make room under max_leased */
 
 /* one round of calls */
 typedef struct Handoff
@@ -48,6 +49,9 @@ typedef struct Handoff
 	bool		no_room;		/* the last look found none under max_leased */
 	MemoryContext context;		/* of the list above */
 	char	   *group;			/* of the call under way */
+	MemoryContext last_context; /* of the keys below */
+	char	  **last;			/* what the last call that went well was given */
+	int			nlast;
 } Handoff;
 
 /*
@@ -195,6 +199,21 @@ remember_call(Handoff *handoff, const char *group)
 	MemoryContextSwitchTo(old);
 }
 
+/* A call went well: remember what it was given. */
+static void
+remember_given(Handoff *handoff, const BbfHandout *handout)
+{
+	MemoryContext old;
+
+	MemoryContextReset(handoff->last_context);
+	old = MemoryContextSwitchTo(handoff->last_context);
+	handoff->nlast = handout->n;
+	handoff->last = palloc(sizeof(char *) * handout->n);
+	for (int i = 0; i < handout->n; i++)
+		handoff->last[i] = pstrdup(handout->rows[i].key);
+	MemoryContextSwitchTo(old);
+}
+
 /*
  * The call for the group whose turn is next, in a transaction of its own.  False:
  * there is none.
@@ -243,6 +262,8 @@ call_next(Handoff *handoff)
 	bbf_txn_commit();
 	bbf_shmem_set_statement(BBF_STATEMENT_PLAIN);
 	handoff->in_call = false;
+	if (handout.n > 0)
+		remember_given(handoff, &handout);
 	return handout.n > 0;
 }
 
@@ -329,18 +350,66 @@ make_room(const char *job_name)
 
 	if (job == NULL)
 		return;
-	(void) bbf_upkeep_claims(job);
+	(void) bbf_upkeep_claims(job, bbf_throttle_share(job, ROOM_ROWS));
 	bbf_txn_commit();
 }
 
+/* Is all that the last call was given answered by now? */
+static bool
+is_answered(const Handoff *handoff, const BbfJob *job)
+{
+	BbfPair    *pair = bbf_pair_load(job);
+	Datum	   *keys = palloc(sizeof(Datum) * Max(handoff->nlast, 1));
+	bool	   *pending;
+
+	for (int i = 0; i < handoff->nlast; i++)
+		keys[i] = bbf_pair_key_in(pair, handoff->last[i]);
+	pending = bbf_handout_pending(job, pair, keys, handoff->nlast, false);
+	for (int i = 0; i < handoff->nlast; i++)
+	{
+		if (pending[i])
+			return false;
+	}
+	return handoff->nlast > 0;
+}
+
 /*
- * The calls after one pending scan: at most handoff_groups, each group once, and for so
- * long that other jobs have their turn as well; the rest comes after the next scan.
+ * When is the next round of calls due, if this one took so long?  Soon, if its last call
+ * has been answered by now: there may be more to do, and somebody who does it.  Else after
+ * the next scan, 0.
  */
-void
+static TimestampTz
+next_round(const Handoff *handoff, TimestampTz began)
+{
+	BbfJob	   *job = bbf_job_begin(handoff->job_name);
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz due = 0;
+	Oid			types[] = {TEXTOID, TIMESTAMPTZOID};
+	Datum		values[2] = {CStringGetTextDatum(handoff->job_name)};
+
+	if (job == NULL)
+		return 0;
+	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
+	if (job->phase == BBF_PHASE_LIVE && !job->uninstall && is_answered(handoff, job))
+		due = TimestampTzPlusMilliseconds(now, bbf_throttle_rest(TimestampDifferenceMilliseconds(began, now)));
+	bbf_txn_disarm();
+	values[1] = TimestampTzGetDatum(due);
+	if (due != job->handoff_at)
+		bbf_sql_catalog("UPDATE bgw_backfill.job_state SET handoff_at = $2 WHERE job OPERATOR(pg_catalog.=) $1",
+						2, types, values, due == 0 ? " n" : NULL, SPI_OK_UPDATE);
+	bbf_txn_commit();
+	return due;
+}
+
+/*
+ * A round of calls: at most handoff_groups, each group once, and for so long that other
+ * jobs have their turn as well.  Returns when the next round is due; 0: after the next scan.
+ */
+TimestampTz
 bbf_handoff_run(const char *job_name)
 {
-	Handoff		handoff = {.job_name = job_name, .context = CurrentMemoryContext};
+	Handoff		handoff = {.job_name = job_name, .context = CurrentMemoryContext,
+	.last_context = AllocSetContextCreate(CurrentMemoryContext, "bgw_backfill given", ALLOCSET_SMALL_SIZES)};
 	MemoryContext call_context = AllocSetContextCreate(CurrentMemoryContext, "bgw_backfill call", ALLOCSET_DEFAULT_SIZES);
 	TimestampTz began = GetCurrentTimestamp();
 	bool		made_room = false;
@@ -348,7 +417,7 @@ bbf_handoff_run(const char *job_name)
 	int			calls;
 
 	if (job == NULL)
-		return;
+		return 0;
 	calls = bbf_job_setting(job, BBF_HANDOFF_GROUPS);
 	bbf_txn_commit();
 	while (calls > 0 && !TimestampDifferenceExceeds(began, GetCurrentTimestamp(), ROUND_MS))
@@ -369,4 +438,5 @@ bbf_handoff_run(const char *job_name)
 		calls -= more ? 1 : 0;
 	}
 	MemoryContextDelete(call_context);
+	return next_round(&handoff, began);
 }

@@ -8,7 +8,7 @@
 #include "pair.h"
 
 extern char *bbf_handoff_check(Oid function, const BbfPair *pair);
-extern void bbf_handoff_run(const char *job_name);
+extern TimestampTz bbf_handoff_run(const char *job_name);
 extern void bbf_handoff_forget_waits(const char *job_name);
 
 #endif							/* BBF_HANDOFF_H */

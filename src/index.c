@@ -64,6 +64,37 @@ bbf_index_is_there(const BbfJob *job)
 		(OidIsValid(find_index(job, &valid)) && valid);
 }
 
+/*
+ * About how many rows are pending, by what the server knows of the index that they are
+ * read from: its size and how full vacuum has found it; of a table of pending keys that
+ * has never seen one, how many rows it has by the statistics.  0: not known.
+ */
+int64
+bbf_index_estimate(const BbfJob *job, const BbfPair *pair)
+{
+	Oid			schema = get_rel_namespace(pair->source);
+	Oid			types[] = {OIDOID, OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(get_relname_relid(bbf_job_object(job, bbf_mode_lookup(job->mode)->index), schema)),
+	ObjectIdGetDatum(pair->source)};
+	int64		estimate = 0;
+
+	if (bbf_sql_catalog("SELECT CASE WHEN c.reltuples OPERATOR(pg_catalog.>) 0 OR i.indrelid OPERATOR(pg_catalog.=) $2 THEN"
+						"  (c.reltuples OPERATOR(pg_catalog./) greatest(c.relpages, 1)"
+						"   OPERATOR(pg_catalog.*) (pg_catalog.pg_relation_size(c.oid)"
+						"   OPERATOR(pg_catalog./) pg_catalog.current_setting('block_size')::pg_catalog.int8))::pg_catalog.int8"
+						" ELSE pg_catalog.pg_stat_get_live_tuples(i.indrelid) END"
+						" FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid"
+						" WHERE i.indexrelid OPERATOR(pg_catalog.=) $1",
+						2, types, values, NULL, SPI_OK_SELECT) > 0)
+	{
+		char	   *text = bbf_sql_text(0, 1);
+
+		estimate = text ? Max(strtoll(text, NULL, 10), 0) : 0;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return estimate;
+}
+
 /* what is to be done for a job */
 typedef struct Build
 {

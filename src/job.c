@@ -139,6 +139,10 @@ read_state(BbfJob *job)
 	job->switch_xid = text_column("switch_xid");
 	job->files = text_column("files");
 	job->scan_at = DatumGetTimestampTz(column("scan_at"));
+	job->part_at = DatumGetTimestampTz(column("part_at"));
+	job->scan_ms = DatumGetFloat8(column("scan_ms"));
+	job->handoff_at = DatumGetTimestampTz(column("handoff_at"));
+	job->cut_short = DatumGetInt32(column("cut_short"));
 	job->scan_cycle = DatumGetInt64(column("scan_cycle"));
 	job->scan_group = text_column("scan_group");
 	job->retries = DatumGetInt32(column("retries"));
@@ -374,6 +378,7 @@ TimestampTz
 bbf_job_next_due(const BbfJob *job)
 {
 	TimestampTz due;
+	TimestampTz other;
 	TimestampTz sweep;
 
 	if (job->uninstall)
@@ -388,6 +393,11 @@ bbf_job_next_due(const BbfJob *job)
 			break;
 		case BBF_PHASE_LIVE:
 			due = job->changing ? 1 : bbf_job_next_scan(job);
+			other = bbf_job_next_part(job);
+			if (other != 0)
+				due = Min(due, other);
+			if (job->handler && job->handoff_at != 0)
+				due = Min(due, job->handoff_at);
 			sweep = next_sweep(job);
 			if (sweep != 0)
 				due = Min(due, sweep);
@@ -407,6 +417,18 @@ bbf_job_next_scan(const BbfJob *job)
 	return job->scan_at == 0 ? 1 :
 		TimestampTzPlusMilliseconds(job->scan_at,
 									1000 * (int64) bbf_job_setting(job, BBF_SCAN_INTERVAL));
+}
+
+/*
+ * When the next part of a round of scans is due, which does not wait for the interval:
+ * so long after the last one that the parts take a fifth of the time.  0: none is.
+ */
+TimestampTz
+bbf_job_next_part(const BbfJob *job)
+{
+	if (job->scan_group == NULL || job->part_at == 0 || job->scan_at == 0)
+		return 0;
+	return TimestampTzPlusMilliseconds(job->part_at, bbf_throttle_rest(job->scan_ms));
 }
 
 /* In phase live: is a sweep, or its next batch, due? */

@@ -33,6 +33,19 @@ typedef enum BbfHealth
 	BBF_HEALTH_HELD
 } BbfHealth;
 
+/* a pending scan, and what follows it; the view progress has their names */
+typedef enum BbfStage
+{
+	BBF_STAGE_SCAN,
+	BBF_STAGE_PRUNE,
+	BBF_STAGE_CLAIMS,
+	BBF_STAGE_ATTEMPTS,
+	BBF_STAGE_PASSED,
+	BBF_STAGE_NOTIFY,
+	BBF_STAGE_HANDLER,
+	BBF_STAGES
+} BbfStage;
+
 typedef struct BbfJob
 {
 	/* configuration: table job */
@@ -96,6 +109,10 @@ typedef struct BbfJob
 	char	   *switch_xid;		/* a successor's: snapshots before it must end */
 	char	   *files;			/* of the tables, at the last pass */
 	TimestampTz scan_at;
+	TimestampTz part_at;		/* end of the last part of a round */
+	double		scan_ms;		/* how long it took */
+	TimestampTz handoff_at;		/* when the handler is due before the next scan; 0: after it */
+	int32		cut_short;		/* a bit for each BbfStage that the last scan, and what follows it, cut short */
 	int64		scan_cycle;
 	char	   *scan_group;		/* where the next scan begins; NULL: at the start */
 	int32		retries;		/* errors in a row */
@@ -132,6 +149,7 @@ extern const char *bbf_job_display_name(const BbfJob *job);
 extern char *bbf_job_object(const BbfJob *job, const char *suffix);
 extern TimestampTz bbf_job_next_batch(const BbfJob *job);
 extern TimestampTz bbf_job_next_scan(const BbfJob *job);
+extern TimestampTz bbf_job_next_part(const BbfJob *job);
 extern bool bbf_job_sweep_is_due(const BbfJob *job, TimestampTz now);
 extern TimestampTz bbf_job_next_due(const BbfJob *job);
 
@@ -149,6 +167,7 @@ extern void bbf_job_record_error(const char *name, const char *message, BbfHealt
 								 const char *waiting_for, int64 delay_ms);
 extern const char *bbf_job_cut_error(const char *message);
 extern void bbf_job_note_error(const char *name, const char *message);
+extern void bbf_job_note_cut(const char *name, BbfStage stage);
 extern void bbf_job_wait(const char *name, const char *waiting_for, int64 delay_ms);
 extern void bbf_job_clear_retries(BbfJob *job);
 extern void bbf_job_set_well(const char *name);

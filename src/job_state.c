@@ -339,6 +339,16 @@ bbf_job_note_error(const char *name, const char *message)
 				 "", 2, types, values, NULL);
 }
 
+/* Show what ran out of time since the last scan began. */
+void
+bbf_job_note_cut(const char *name, BbfStage stage)
+{
+	Oid			types[2] = {TEXTOID, INT4OID};
+	Datum		values[2] = {0, Int32GetDatum(1 << stage)};
+
+	update_state(name, "cut_short = cut_short OPERATOR(pg_catalog.|) $2", "", 2, types, values, NULL);
+}
+
 /* The job waits its turn, which is no failure. */
 void
 bbf_job_wait(const char *name, const char *waiting_for, int64 delay_ms)

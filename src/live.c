@@ -3,8 +3,10 @@
  *		Phase live: what is due, and what follows a pending scan.
  *
  * After a scan come the prune of stale rows, the upkeep of what was handed out, a
- * NOTIFY if there is something to hand out, and the calls of the handler.  Each is
- * a number of small transactions, and bounded: the rest comes after the next scan.
+ * NOTIFY if there is something to hand out, and the calls of the handler.  Each is a
+ * stage: a number of small transactions, and bounded; the rest comes after the next
+ * scan.  A stage that runs out of time, or does not get a lock, is cut short, which is
+ * shown, and the stages after it have their turn all the same.
  */
 #include "postgres.h"
 
@@ -21,6 +23,7 @@
 #include "prune.h"
 #include "scan.h"
 #include "session.h"
+#include "throttle.h"
 #include "txn.h"
 #include "upkeep.h"
 #include "utils/timestamp.h"
@@ -29,35 +32,81 @@
 #define MOVE_RETRY_MS		500		/* while snapshots from before a move are held */
 #define BATCHES_AT_ONCE		50		/* of pruning, and of upkeep, after a scan */
 #define BATCHES_MS			10000	/* all of them together, but for the last of each */
+#define BATCH_ROWS			1000
 
 /* who listens hears of jobs that have something to hand out */
 #define CHANNEL "bgw_backfill"
 
-/* A batch of something, in the transaction that is open.  False: there is no more. */
-typedef bool (*LiveBatch) (BbfJob *job);
+/* A batch of something, of so many rows, in the transaction that is open.  False: there is no more. */
+typedef bool (*LiveBatch) (BbfJob *job, int rows);
+
+/* what a scan and the stages after it share */
+typedef struct Live
+{
+	BbfJob	   *job;			/* as it was before the scan */
+	TimestampTz began;
+	bool		part;			/* of a round of scans: nothing follows */
+} Live;
 
 static bool
-prune_batch(BbfJob *job)
+prune_batch(BbfJob *job, int rows)
 {
-	return bbf_mode_lookup(job->mode)->stale && bbf_prune_batch(job);
+	return bbf_mode_lookup(job->mode)->stale && bbf_prune_batch(job, rows);
 }
 
-/* A few batches, as long as the job is there and live; the scan began then. */
+/*
+ * A few batches, as long as the job is there and live.  They are smaller after one has
+ * run out of time, and grow again.
+ */
 static void
-batches(const char *name, LiveBatch batch, TimestampTz began)
+batches(const Live *live, LiveBatch batch)
 {
 	for (int i = 0; i < BATCHES_AT_ONCE; i++)
 	{
-		BbfJob	   *job = bbf_job_begin(name);
+		BbfJob	   *job = bbf_job_begin(live->job->name);
 		bool		more;
 
 		if (job == NULL)
 			return;
-		more = job->phase == BBF_PHASE_LIVE && !job->uninstall && batch(job);
+		more = job->phase == BBF_PHASE_LIVE && !job->uninstall && batch(job, bbf_throttle_share(job, BATCH_ROWS));
+		if (more && job->batch_size > 0 && bbf_throttle_grown_size(job, job->batch_size) > job->batch_size)
+			bbf_job_set_batch_size(job, bbf_throttle_grown_size(job, job->batch_size));
 		bbf_txn_commit();
-		if (!more || TimestampDifferenceExceeds(began, GetCurrentTimestamp(), BATCHES_MS))
+		if (!more || TimestampDifferenceExceeds(live->began, GetCurrentTimestamp(), BATCHES_MS))
 			return;
 	}
+}
+
+/* The pending scan, or a part of one, in the transaction that is open. */
+static void
+scan_stage(const Live *live)
+{
+	bbf_scan_run(live->job, live->part);
+	bbf_txn_commit();
+}
+
+static void
+prune_stage(const Live *live)
+{
+	batches(live, prune_batch);
+}
+
+static void
+claims_stage(const Live *live)
+{
+	batches(live, bbf_upkeep_claims);
+}
+
+static void
+attempts_stage(const Live *live)
+{
+	batches(live, bbf_upkeep_attempts);
+}
+
+static void
+passed_stage(const Live *live)
+{
+	batches(live, bbf_upkeep_passed);
 }
 
 /*
@@ -67,9 +116,9 @@ batches(const char *name, LiveBatch batch, TimestampTz began)
  * commits would stand in line one behind the other.
  */
 static void
-notify(const char *name)
+notify_stage(const Live *live)
 {
-	BbfJob	   *job = bbf_job_begin(name);
+	BbfJob	   *job = bbf_job_begin(live->job->name);
 	BbfHandout	handout = {.job = job, .max_rows = 1};
 
 	if (job == NULL)
@@ -79,7 +128,62 @@ notify(const char *name)
 	if (job->phase == BBF_PHASE_LIVE && !job->uninstall && bbf_handout_possible(&handout))
 		Async_Notify(CHANNEL, job->name);
 	bbf_txn_disarm();
-	bbf_job_clear_retries(job); /* all of it went well */
+	bbf_txn_commit();
+}
+
+static void
+handler_stage(const Live *live)
+{
+	live->job->handoff_at = bbf_handoff_run(live->job->name);
+}
+
+static void (*const stages[]) (const Live *live) = {
+	[BBF_STAGE_SCAN] = scan_stage,
+	[BBF_STAGE_PRUNE] = prune_stage,
+	[BBF_STAGE_CLAIMS] = claims_stage,
+	[BBF_STAGE_ATTEMPTS] = attempts_stage,
+	[BBF_STAGE_PASSED] = passed_stage,
+	[BBF_STAGE_NOTIFY] = notify_stage,
+	[BBF_STAGE_HANDLER] = handler_stage
+};
+
+/* Run a stage.  That it ran out of time, or was kept waiting, is no error of the job's. */
+static void
+run_stage(const Live *live, BbfStage stage)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		stages[stage] (live);
+	}
+	PG_CATCH();
+	{
+		bool		timed_out = geterrcode() == ERRCODE_QUERY_CANCELED && bbf_txn_timed_out();
+		ErrorData  *edata;
+
+		if (!timed_out && geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		bbf_txn_abort();
+		MemoryContextSwitchTo(context);
+		bbf_outcome_cut_short(live->job, stage, edata, timed_out);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+}
+
+/* What went well is not being retried any more. */
+static void
+clear_retries(const char *name)
+{
+	BbfJob	   *job = bbf_job_begin(name);
+
+	if (job == NULL)
+		return;
+	bbf_job_clear_retries(job);
 	bbf_txn_commit();
 }
 
@@ -87,25 +191,22 @@ notify(const char *name)
 static void
 scan(BbfJob *job)
 {
-	TimestampTz began = GetCurrentTimestamp();
+	Live		live = {.job = job, .began = GetCurrentTimestamp()};
 
-	bbf_outcome_in_scan(true);
-	bbf_scan_run(job);
-	bbf_txn_commit();
-	batches(job->name, prune_batch, began);
-	batches(job->name, bbf_upkeep_claims, began);
-	batches(job->name, bbf_upkeep_attempts, began);
-	batches(job->name, bbf_upkeep_passed, began);
-	notify(job->name);
-	bbf_outcome_in_scan(false);
-	if (job->handler)
-		bbf_handoff_run(job->name);
+	for (BbfStage stage = 0; stage < BBF_STAGES; stage++)
+	{
+		if (stage != BBF_STAGE_HANDLER || job->handler)
+			run_stage(&live, stage);
+	}
+	if (job->retries > 0 || job->waits > 0)
+		clear_retries(job->name);
 	job->scan_at = GetCurrentTimestamp();
 }
 
 /*
  * One step, in the transaction that is open, which it commits: a change that was
- * asked for, the index, the pass before a scan, the scan.  The installation is checked
+ * asked for, the index, the pass before a scan, the scan, the next part of its round, the
+ * handler's next round.  The installation is checked
  * before a scan, and before an index is built that may have gone with its column.
  * due: when the job is due again.  False: it is a sweep that is due; nothing was done
  * or committed.
@@ -145,6 +246,19 @@ bbf_live_step(BbfJob *job, TimestampTz *due)
 	else if (scan_is_due)
 	{
 		scan(job);
+		*due = bbf_job_next_due(job);
+		return true;
+	}
+	else if (bbf_job_next_part(job) != 0 && bbf_job_next_part(job) <= now)
+	{
+		run_stage(&(Live) {.job = job, .part = true}, BBF_STAGE_SCAN);
+		*due = bbf_job_next_due(job);
+		return true;
+	}
+	else if (job->handler && job->handoff_at != 0 && job->handoff_at <= now)
+	{
+		bbf_txn_commit();
+		run_stage(&(Live) {.job = job}, BBF_STAGE_HANDLER);
 		*due = bbf_job_next_due(job);
 		return true;
 	}

@@ -23,15 +23,6 @@
 /* a lock that was not to be had is asked for again soon: a busy table has its moments */
 #define MAX_WAIT_DOUBLINGS 3
 
-static bool in_scan = false;
-
-/* The step is a pending scan, whose running out of time is no error. */
-void
-bbf_outcome_in_scan(bool on)
-{
-	in_scan = on;
-}
-
 typedef enum Verdict
 {
 	WAIT,						/* somebody holds a lock: not an error */
@@ -127,15 +118,10 @@ log_error(const char *job_name, const ErrorData *edata, Verdict verdict)
 
 /* What an error means for the job that it happened to; when it is due again. */
 static TimestampTz
-record_for(BbfJob *job, const ErrorData *edata, Verdict verdict, bool scan)
+record_for(BbfJob *job, const ErrorData *edata, Verdict verdict)
 {
 	if (job->phase == BBF_PHASE_INDEX)
 		bbf_job_keep_percent(job, bbf_shmem_index_percent());
-	if (scan && verdict == HALVE)
-	{
-		bbf_scan_record_skip(job);
-		return GetCurrentTimestamp();
-	}
 	/* pause() or untrack() meant it */
 	if (job->uninstall && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		return GetCurrentTimestamp();
@@ -167,7 +153,7 @@ bbf_outcome_note_way(ErrorData *edata)
 
 /* Record an error, in a transaction of its own, that waits for nobody.  False: somebody holds the job's rows. */
 static bool
-record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool scan, TimestampTz *due)
+record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, TimestampTz *due)
 {
 	bool		recorded = true;
 	BbfJob	   *job;
@@ -177,7 +163,7 @@ record_alone(const char *job_name, const ErrorData *edata, Verdict verdict, bool
 		return true;
 	job = bbf_job_load(job_name);
 	if (job && (recorded = bbf_job_try_lock(job_name)))	/* else it is untracked meanwhile */
-		*due = record_for(job, edata, is_worth_a_check(job, edata) ? RETRY : verdict, scan);
+		*due = record_for(job, edata, is_worth_a_check(job, edata) ? RETRY : verdict);
 	bbf_txn_commit();
 	return recorded;
 }
@@ -196,17 +182,15 @@ bbf_outcome_of_error(const char *job_name, ErrorData *edata, bool *recorded)
 {
 	MemoryContext context = CurrentMemoryContext;
 	bool		timed_out = bbf_txn_timed_out();
-	bool		scan = in_scan;
 	TimestampTz due = 0;
 
-	in_scan = false;
 	*recorded = true;
 	bbf_outcome_note_way(edata);
 	bbf_txn_abort();
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		*recorded = record_alone(job_name, edata, judge(edata, timed_out), scan, &due);
+		*recorded = record_alone(job_name, edata, judge(edata, timed_out), &due);
 	}
 	PG_CATCH();
 	{
@@ -220,6 +204,42 @@ bbf_outcome_of_error(const char *job_name, ErrorData *edata, bool *recorded)
 	}
 	PG_END_TRY();
 	return due;
+}
+
+/*
+ * A stage of phase live, whose transaction has been undone, ran out of time (its batches
+ * are to be smaller) or was kept waiting for a lock: shown with the job, as it was before
+ * the scan, and logged unless that was so the last time.
+ */
+void
+bbf_outcome_cut_short(const BbfJob *before, BbfStage stage, const ErrorData *edata, bool timed_out)
+{
+	static const char *const names[] = {
+		[BBF_STAGE_SCAN] = "the pending scan was",
+		[BBF_STAGE_PRUNE] = "pruning was",
+		[BBF_STAGE_CLAIMS] = "the upkeep of claims was",
+		[BBF_STAGE_ATTEMPTS] = "the upkeep of rows that came back was",
+		[BBF_STAGE_PASSED] = "the upkeep of passed groups was",
+		[BBF_STAGE_NOTIFY] = "the look for rows to hand out was",
+		[BBF_STAGE_HANDLER] = "the calls of the handler were"
+	};
+	BbfJob	   *job = bbf_job_begin(before->name);
+
+	if (job == NULL)
+		return;
+	ereport(before->cut_short & (1 << stage) ? DEBUG1 : LOG,
+			(errcode(edata->sqlerrcode),
+			 errmsg("job \"%s\": %s cut short: %s", bbf_job_display_name(job), names[stage], edata->message),
+			 edata->context ? errcontext_msg("%s", edata->context) : 0));
+	if (bbf_job_try_lock(job->name))
+	{
+		if (stage == BBF_STAGE_SCAN)
+			bbf_scan_record_skip(job);
+		else if (timed_out)
+			bbf_job_set_batch_size(job, Max(bbf_throttle_batch_size(job) / 2, 1));
+		bbf_job_note_cut(job->name, stage);
+	}
+	bbf_txn_commit();
 }
 
 /* The job waits for something that is nobody's error. */

@@ -23,8 +23,7 @@ PG_FUNCTION_INFO_V1(bgw_backfill_launcher_waiting_for);
 static const char *const activity_names[] = {
 	[BBF_ACT_STARTING] = "idle",
 	[BBF_ACT_RUNNING] = "running",
-	[BBF_ACT_SLEEPING] = "sleeping",
-	[BBF_ACT_THROTTLED] = "throttled"
+	[BBF_ACT_SLEEPING] = "sleeping"
 };
 
 static double

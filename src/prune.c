@@ -21,9 +21,6 @@
 #include "utils/datum.h"
 #include "storage/itemptr.h"
 
-/* rows of the table that a batch of pruning in phase live looks at */
-#define PRUNE_ROWS 1000
-
 /* The places that a statement returned, as an array; 0 if there are none. */
 static Datum
 take_places(uint64 n)
@@ -106,11 +103,11 @@ save_cursor(const BbfJob *job, const char *cursor)
 
 /*
  * One batch of pruning in phase live, in the transaction that is open: the next
- * rows of the table after those of the last batch.  False: the end is reached,
+ * rows of the table after those of the last batch, so many of them.  False: the end is reached,
  * and the next batch begins at the start.
  */
 bool
-bbf_prune_batch(BbfJob *job)
+bbf_prune_batch(BbfJob *job, int rows)
 {
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
 	BbfPair    *pair = bbf_pair_load(job);
@@ -127,7 +124,7 @@ bbf_prune_batch(BbfJob *job)
 								pair->source_key, mode->table(job, pair),
 								job->prune_cursor ?
 								psprintf(" WHERE d.%s %s $1", pair->source_key, pair->key_op[BTGreaterStrategyNumber]) : "",
-								pair->source_key, pair->key_op[BTLessStrategyNumber], PRUNE_ROWS - 1),
+								pair->source_key, pair->key_op[BTLessStrategyNumber], rows - 1),
 					   job->prune_cursor ? 1 : 0, types, &low, NULL, SPI_OK_SELECT) > 0;
 	if (more)
 	{

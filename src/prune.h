@@ -8,6 +8,6 @@
 #include "pair.h"
 
 extern int64 bbf_prune_range(BbfJob *job, const BbfPair *pair, const Datum *low, const Datum *high);
-extern bool bbf_prune_batch(BbfJob *job);
+extern bool bbf_prune_batch(BbfJob *job, int rows);
 
 #endif							/* BBF_PRUNE_H */

@@ -2,217 +2,325 @@
  * scan.c
  *		Phase live: the pending scan.
  *
- * Its cost does not depend on the backlog: it steps from group to group through
- * the partial index, counts a bounded number of rows in each and in all, and
- * visits a bounded number of groups, going on from there next time.  All of it
- * has to fit into scan_timeout, because dead index entries behind somebody's
- * old snapshot can make even an empty scan slow; a scan that does not is skipped
- * and counted, and the next one is due in its turn.
+ * Its cost does not depend on the backlog.  It reads the rows that can be handed out in
+ * the order of their index, (group, key), some thousand with a statement, and notes how
+ * many of each group are pending and which is the oldest.  Of a group it looks at a
+ * bounded number of rows, and goes on with the group after it.  A scan ends after a
+ * bounded number of rows, or when half of scan_timeout is over; the next one goes on
+ * from there.  Dead index entries behind somebody's old snapshot can make a single
+ * statement of it slow all the same: a scan that does not fit into scan_timeout is skipped
+ * and counted.
  *
- * What is found is written under a cycle number: a cycle is a pass over all
- * groups, in one scan or several.  When it ends, groups that it has not seen
- * have nothing pending any more.
+ * A round is a scan of all groups, in one part or several; the parts of a round do
+ * not wait for scan_interval.  What is found is written under the round's number.  When
+ * a round has ended, groups that it has not seen have nothing pending any more.
+ *
+ * Where no trigger follows the target, each row that is read is looked at: it is not
+ * counted if it has got its match.
  */
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
-#include "mode.h"
+#include "index.h"
+#include "lease.h"
+#include "listed.h"
 #include "portability/instr_time.h"
 #include "scan.h"
 #include "session.h"
 #include "sql.h"
 #include "txn.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/timestamp.h"
 
 #define MAX_ROWS_PER_GROUP	1000
 #define MAX_ROWS_PER_SCAN	40000
-#define MAX_GROUPS_PER_SCAN 500
+#define ROWS_AT_ONCE		(MAX_ROWS_PER_GROUP + 1)	/* one more tells "that many" from "at least" */
+#define GROUPS_AT_ONCE		1000	/* written with a statement */
 
 /* a scan under way */
 typedef struct PendingScan
 {
 	BbfJob	   *job;
 	BbfPair    *pair;
-	char	   *from;			/* FROM .. WHERE .. of the pending rows */
-	int64		counted;
-	int			groups;
+	BbfListed	listed;
+	instr_time	began;
+	int64		read;			/* rows looked at */
+	int64		groups;
+	int64		pending;
+	bool		capped;
+
+	/* groups found and not yet written */
+	int			n;
+	char	   *keys[GROUPS_AT_ONCE];	/* NULL: the group of the nulls, or all rows */
+	Datum		counts[GROUPS_AT_ONCE];
+	Datum		caps[GROUPS_AT_ONCE];
+	char	   *oldest[GROUPS_AT_ONCE];
 } PendingScan;
 
-/* Write down one group. */
-static void
-save_group(PendingScan *scan, const char *group, int64 pending, bool capped, const char *oldest)
+/* rows that a statement has returned, and which of them are pending (NULL: all) */
+typedef struct Rows
 {
-	Oid			types[] = {TEXTOID, TEXTOID, INT8OID, BOOLOID, TEXTOID, INT8OID};
-	Datum		values[] = {CStringGetTextDatum(scan->job->name),
-		group ? CStringGetTextDatum(group) : (Datum) 0, Int64GetDatum(pending),
-		BoolGetDatum(capped), CStringGetTextDatum(oldest),
-	Int64GetDatum(scan->job->scan_cycle)};
+	SPITupleTable *table;
+	int			n;
+	bool	   *pending;
+} Rows;
 
-	bbf_sql_catalog("INSERT INTO bgw_backfill.pending_group AS g"
-					" (job, group_key, pending, capped, oldest_key, scanned_at, cycle)"
-					" VALUES ($1, $2, $3, $4, $5, pg_catalog.clock_timestamp(), $6)"
-					" ON CONFLICT (job, group_key) DO UPDATE SET pending = excluded.pending,"
-					" capped = excluded.capped, oldest_key = excluded.oldest_key,"
-					" scanned_at = excluded.scanned_at, cycle = excluded.cycle",
-					6, types, values, group ? NULL : " n    ", SPI_OK_INSERT);
+/* Write down the groups that were found.  Two that are written alike are one. */
+static void
+save_groups(PendingScan *scan)
+{
+	Oid			types[] = {TEXTOID, TEXTARRAYOID, INT4ARRAYOID, BOOLARRAYOID, TEXTARRAYOID, INT8OID};
+	Datum		values[] = {CStringGetTextDatum(scan->job->name),
+		bbf_lease_text_array(scan->keys, scan->n),
+		PointerGetDatum(construct_array(scan->counts, scan->n, INT4OID, sizeof(int32), true, TYPALIGN_INT)),
+		PointerGetDatum(construct_array(scan->caps, scan->n, BOOLOID, sizeof(bool), true, TYPALIGN_CHAR)),
+	bbf_lease_text_array(scan->oldest, scan->n), Int64GetDatum(scan->job->scan_cycle)};
+
+	if (scan->n > 0)
+		bbf_sql_catalog("INSERT INTO bgw_backfill.pending_group AS g"
+						" (job, group_key, pending, capped, oldest_key, scanned_at, cycle)"
+						" SELECT DISTINCT ON (u.g) $1, u.g, u.n, u.c, u.o, pg_catalog.clock_timestamp(), $6"
+						"  FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5))"
+						"  u (g, n, c, o)"
+						" ON CONFLICT (job, group_key) DO UPDATE SET pending = excluded.pending,"
+						" capped = excluded.capped, oldest_key = excluded.oldest_key,"
+						" scanned_at = excluded.scanned_at, cycle = excluded.cycle",
+						6, types, values, NULL, SPI_OK_INSERT);
+	scan->n = 0;
+}
+
+static Datum
+value(const Rows *rows, int row, int column, bool *isnull)
+{
+	return SPI_getbinval(rows->table->vals[row], rows->table->tupdesc, column, isnull);
 }
 
 /*
- * Count one group and write it down.  condition: which one, on $1 if it is not
- * the NULL group or the only one.  Nothing is written for a group without
- * pending rows.
+ * The rows of a group, from one on, before another: note how many are pending, unless
+ * none is.  capped: there may be more.
  */
 static void
-scan_group(PendingScan *scan, const char *condition, Datum group, const char *group_text)
+add_group(PendingScan *scan, const Rows *rows, int from, int before, char *group, bool capped)
 {
-	const BbfPair *pair = scan->pair;
-	Oid			types[] = {pair->group_type};
-	Datum		values[] = {group};
-	int			nargs = group_text ? 1 : 0;
-	int64		limit = Min(MAX_ROWS_PER_GROUP, MAX_ROWS_PER_SCAN - scan->counted);
-	char	   *oldest;
-	int64		pending;
+	int			count = 0;
+	int			oldest = 0;
 	bool		isnull;
 
-	bbf_sql_run(psprintf("SELECT s.%s %s%s ORDER BY s.%s LIMIT 1", pair->source_key,
-						 scan->from, condition, pair->source_key),
-				nargs, types, values, NULL, SPI_OK_SELECT);
-	if (SPI_processed == 0)
+	for (int i = from; i < before && i < from + MAX_ROWS_PER_GROUP; i++)
+	{
+		if (rows->pending && !rows->pending[i])
+			continue;
+		if (count++ == 0)
+			oldest = i;
+	}
+	if (count == 0)
 		return;
-	oldest = bbf_pair_key_out(pair, SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-												  1, &isnull));
-	SPI_freetuptable(SPI_tuptable);
-
-	/* one more than the limit tells "that many" from "at least that many" */
-	bbf_sql_run(psprintf("SELECT pg_catalog.count(*) FROM (SELECT %s%s LIMIT " INT64_FORMAT ") x",
-						 scan->from, condition, limit + 1),
-				nargs, types, values, NULL, SPI_OK_SELECT);
-	pending = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	SPI_freetuptable(SPI_tuptable);
-
-	save_group(scan, group_text, Min(pending, limit), pending > limit, oldest);
-	scan->counted += Min(pending, limit);
+	scan->keys[scan->n] = group;
+	scan->counts[scan->n] = Int32GetDatum(count);
+	scan->caps[scan->n] = BoolGetDatum(capped);
+	scan->oldest[scan->n] = bbf_pair_key_out(scan->pair, value(rows, oldest, 1, &isnull));
 	scan->groups++;
+	scan->pending += count;
+	scan->capped = scan->capped || capped;
+	if (++scan->n == GROUPS_AT_ONCE)
+		save_groups(scan);
 }
 
-/* The first group after one (NULL: of all); false if there is none. */
-static bool
-next_group(PendingScan *scan, const char *after, Datum *group)
+/* Read rows in order.  Those of a mode without triggers may have got their match. */
+static Rows
+read_rows(PendingScan *scan, BbfListedFrom from, Datum group)
+{
+	Rows		rows;
+
+	rows.n = (int) bbf_listed_read(&scan->listed, from, group, (Datum) 0, ROWS_AT_ONCE);
+	rows.table = SPI_tuptable;
+	rows.pending = NULL;
+	scan->read += rows.n;
+	if (scan->listed.mode->passes)
+	{
+		Datum	   *keys = palloc(sizeof(Datum) * Max(rows.n, 1));
+		bool		isnull;
+
+		for (int i = 0; i < rows.n; i++)
+			keys[i] = value(&rows, i, 1, &isnull);
+		rows.pending = bbf_listed_among(&scan->listed, keys, rows.n, true);
+	}
+	return rows;
+}
+
+/* The row before which the rows of a row's group end. */
+static int
+group_end(const PendingScan *scan, const Rows *rows, int from)
 {
 	const BbfPair *pair = scan->pair;
-	Oid			types[] = {TEXTOID};
-	Datum		values[1];
 	bool		isnull;
+	Datum		group = value(rows, from, 2, &isnull);
 	int16		typlen;
 	bool		typbyval;
+	int			i;
 
-	if (after)
-	{
-		types[0] = pair->group_type;
-		values[0] = bbf_pair_group_in(pair, after);
-	}
-	bbf_sql_run(psprintf("SELECT s.%s %s AND s.%s %s ORDER BY s.%s LIMIT 1",
-						 pair->group_by, scan->from, pair->group_by,
-						 after ? psprintf("%s $1", pair->group_gt) : "IS NOT NULL",
-						 pair->group_by),
-				after ? 1 : 0, types, values, NULL, SPI_OK_SELECT);
-	if (SPI_processed == 0)
-		return false;
 	get_typlenbyval(pair->group_type, &typlen, &typbyval);
-	*group = datumCopy(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull),
-					   typbyval, typlen);
-	SPI_freetuptable(SPI_tuptable);
-	return true;
+	for (i = from + 1; i < rows->n; i++)
+	{
+		Datum		next = value(rows, i, 2, &isnull);
+
+		if (!datum_image_eq(group, next, typbyval, typlen) && !bbf_pair_same_group(pair, group, next))
+			break;
+	}
+	return i;
+}
+
+/* Is it time to leave the rest to the next part? */
+static bool
+is_enough(const PendingScan *scan)
+{
+	int			timeout = bbf_job_setting(scan->job, BBF_SCAN_TIMEOUT);
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	INSTR_TIME_SUBTRACT(now, scan->began);
+	return scan->read >= MAX_ROWS_PER_SCAN || (timeout > 0 && INSTR_TIME_GET_MILLISEC(now) > timeout / 2.0);
+}
+
+/* The round that is under way is given up. */
+static void
+begin_round_anew(const BbfJob *job)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job->name)};
+
+	bbf_sql_catalog("UPDATE bgw_backfill.job_state SET round_groups = 0, round_pending = 0, round_capped = false"
+					" WHERE job OPERATOR(pg_catalog.=) $1", 1, types, values, NULL, SPI_OK_UPDATE);
 }
 
 /*
  * Step through the groups from where the last scan stopped.  Returns the group
- * to go on after next time, or NULL if the cycle is complete.
+ * to go on after next time, or NULL if the round is complete.
  */
 static char *
 scan_groups(PendingScan *scan)
 {
 	const BbfPair *pair = scan->pair;
-	char	   *after = scan->job->scan_group;
-	Datum		group;
+	char	   *after = pair->group_by ? scan->job->scan_group : NULL;
+	bool		more = pair->group_by != NULL;
+	Rows		rows;
 
-	if (pair->group_by == NULL)
-	{
-		scan_group(scan, "", (Datum) 0, NULL);
-		return NULL;
-	}
 	if (after && !bbf_pair_group_is_readable(pair, scan->job->name, after))
-		after = NULL;
-	while (next_group(scan, after, &group))
 	{
-		if (scan->groups >= MAX_GROUPS_PER_SCAN || scan->counted >= MAX_ROWS_PER_SCAN)
-			return after;
-		after = bbf_pair_group_out(pair, group);
-		scan_group(scan, psprintf(" AND s.%s %s $1", pair->group_by, pair->group_eq), group, after);
+		after = NULL;
+		begin_round_anew(scan->job);
 	}
-	scan_group(scan, psprintf(" AND s.%s IS NULL", pair->group_by), (Datum) 0, NULL);
+	while (more)
+	{
+		int			end;
+
+		rows = read_rows(scan, after ? BBF_LISTED_NEXT_GROUP : BBF_LISTED_FIRST_GROUP,
+						 after ? bbf_pair_group_in(pair, after) : (Datum) 0);
+		more = rows.n == ROWS_AT_ONCE;
+		for (int from = 0; from < rows.n; from = end)
+		{
+			bool		cut;
+			bool		isnull;
+
+			end = group_end(scan, &rows, from);
+			cut = more && end == rows.n;
+			if (cut && from > 0)
+				break;			/* read as a whole next */
+			after = bbf_pair_group_out(pair, value(&rows, from, 2, &isnull));
+			add_group(scan, &rows, from, end, after, cut);
+		}
+		SPI_freetuptable(rows.table);
+		if (more && is_enough(scan))
+			return after;
+	}
+	rows = read_rows(scan, BBF_LISTED_NULLS, (Datum) 0);
+	add_group(scan, &rows, 0, rows.n, NULL, rows.n == ROWS_AT_ONCE);
+	SPI_freetuptable(rows.table);
 	return NULL;
 }
 
-/* Write down that a scan was made, or (seconds NULL) skipped. */
+/* Write down that a scan, or a part of one, was made. */
 static void
-save_scan(const BbfJob *job, const char *go_on_after, bool cycle_complete, double ms, bool skipped)
+save_scan(const PendingScan *scan, const char *go_on_after, bool part)
 {
-	Oid			types[] = {TEXTOID, TEXTOID, INT8OID, FLOAT8OID, BOOLOID};
+	BbfJob	   *job = scan->job;
+	Oid			types[] = {TEXTOID, TEXTOID, FLOAT8OID, INT8OID, INT8OID, BOOLOID, INT8OID, BOOLOID};
 	Datum		values[] = {CStringGetTextDatum(job->name),
 		go_on_after ? CStringGetTextDatum(go_on_after) : (Datum) 0,
-		Int64GetDatum(job->scan_cycle + (cycle_complete ? 1 : 0)),
-	Float8GetDatum(ms), BoolGetDatum(skipped)};
+		(Datum) 0, Int64GetDatum(scan->groups), Int64GetDatum(scan->pending), BoolGetDatum(scan->capped),
+	Int64GetDatum(bbf_index_estimate(job, scan->pair)), BoolGetDatum(part)};
+	instr_time	took;
 
-	bbf_sql_catalog("UPDATE bgw_backfill.job_state SET scan_at = pg_catalog.clock_timestamp(),"
-					" scan_group = $2, scan_cycle = $3,"
-					" scan_ms = CASE WHEN $5 THEN scan_ms ELSE $4 END,"
-					" scans = scans OPERATOR(pg_catalog.+) CASE WHEN $5 THEN 0 ELSE 1 END,"
-					" scans_skipped = scans_skipped OPERATOR(pg_catalog.+) CASE WHEN $5 THEN 1 ELSE 0 END,"
-					" pending = CASE WHEN $5 THEN pending ELSE (SELECT coalesce(pg_catalog.sum(g.pending), 0)"
-					"  FROM bgw_backfill.pending_group g WHERE g.job OPERATOR(pg_catalog.=) $1)::pg_catalog.int8 END"
-					" WHERE job OPERATOR(pg_catalog.=) $1",
-					5, types, values, go_on_after ? NULL : " n   ", SPI_OK_UPDATE);
+	INSTR_TIME_SET_CURRENT(took);
+	INSTR_TIME_SUBTRACT(took, scan->began);
+	job->scan_ms = INSTR_TIME_GET_MILLISEC(took);
+	job->part_at = GetCurrentTimestamp();
+	values[2] = Float8GetDatum(job->scan_ms);
+	bbf_sql_catalog(psprintf("UPDATE bgw_backfill.job_state SET part_at = pg_catalog.clock_timestamp(),"
+							 " scan_at = CASE WHEN $8 THEN scan_at ELSE pg_catalog.clock_timestamp() END,"
+							 " scans = scans OPERATOR(pg_catalog.+) CASE WHEN $8 THEN 0 ELSE 1 END,"
+							 " cut_short = CASE WHEN $8 THEN cut_short ELSE 0 END,"
+							 " scan_group = $2, scan_ms = $3, pending_estimate = $7, %s"
+							 " WHERE job OPERATOR(pg_catalog.=) $1",
+							 go_on_after ?
+							 "round_groups = round_groups OPERATOR(pg_catalog.+) $4,"
+							 " round_pending = round_pending OPERATOR(pg_catalog.+) $5, round_capped = round_capped OR $6" :
+							 "scan_cycle = scan_cycle OPERATOR(pg_catalog.+) 1, rounded_at = pg_catalog.clock_timestamp(),"
+							 " groups = round_groups OPERATOR(pg_catalog.+) $4, pending = round_pending OPERATOR(pg_catalog.+) $5,"
+							 " pending_capped = round_capped OR $6, round_groups = 0, round_pending = 0, round_capped = false"),
+					8, types, values, go_on_after ? NULL : " n      ", SPI_OK_UPDATE);
+}
+
+/* A round is complete: groups that it has not seen are forgotten, some of them each time. */
+static void
+forget_groups(const BbfJob *job)
+{
+	Oid			types[] = {TEXTOID, INT8OID, INT8OID};
+	Datum		values[] = {CStringGetTextDatum(job->name), Int64GetDatum(job->scan_cycle), Int64GetDatum(MAX_ROWS_PER_SCAN)};
+
+	bbf_sql_catalog("DELETE FROM bgw_backfill.pending_group WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+					"SELECT g.ctid FROM bgw_backfill.pending_group g WHERE g.job OPERATOR(pg_catalog.=) $1"
+					" AND g.cycle OPERATOR(pg_catalog.<>) $2 LIMIT $3))",
+					3, types, values, NULL, SPI_OK_DELETE);
 }
 
 /*
- * One pending scan, in the transaction that the caller began and will commit,
- * within scan_timeout.
+ * One pending scan, or one more part of a round, in the transaction that the caller
+ * began and will commit, within scan_timeout.
  */
 void
-bbf_scan_run(BbfJob *job)
+bbf_scan_run(BbfJob *job, bool part)
 {
-	PendingScan scan = {.job = job};
-	Oid			types[] = {TEXTOID, INT8OID};
-	Datum		values[] = {CStringGetTextDatum(job->name), Int64GetDatum(job->scan_cycle)};
-	instr_time	start;
-	instr_time	end;
+	PendingScan *scan = palloc0(sizeof(PendingScan));
 	char	   *go_on_after;
-	int			nestlevel = NewGUCNestLevel();
 
-	bbf_session_pin_keys();		/* groups are written as claims write them */
-	INSTR_TIME_SET_CURRENT(start);
+	scan->job = job;
+	INSTR_TIME_SET_CURRENT(scan->began);
 	bbf_txn_arm(bbf_job_setting(job, BBF_SCAN_TIMEOUT));
-	scan.pair = bbf_pair_load(job);
-	scan.from = bbf_mode_lookup(job->mode)->pending_from(job, scan.pair);
-	go_on_after = scan_groups(&scan);
+	scan->pair = bbf_pair_load(job);
+	bbf_listed_begin(&scan->listed, job, scan->pair);	/* groups are written as claims write them */
+	go_on_after = scan_groups(scan);
+	bbf_listed_end(&scan->listed);
+	save_groups(scan);
 	if (go_on_after == NULL)
-		bbf_sql_catalog("DELETE FROM bgw_backfill.pending_group WHERE job OPERATOR(pg_catalog.=) $1"
-						" AND cycle OPERATOR(pg_catalog.<>) $2",
-						2, types, values, NULL, SPI_OK_DELETE);
+		forget_groups(job);
 	bbf_txn_disarm();
-	INSTR_TIME_SET_CURRENT(end);
-	INSTR_TIME_SUBTRACT(end, start);
-	save_scan(job, go_on_after, go_on_after == NULL, INSTR_TIME_GET_MILLISEC(end), false);
-	bbf_session_unpin(nestlevel);
+	save_scan(scan, go_on_after, part);
+	job->scan_group = go_on_after;
 }
 
-/* A scan ran out of time: count it, and let the next one come in its turn. */
+/* A scan did not go as far as it should: it is counted, and the next one comes in its turn. */
 void
 bbf_scan_record_skip(const BbfJob *job)
 {
-	save_scan(job, job->scan_group, false, 0, true);
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(job->name)};
+
+	bbf_sql_catalog("UPDATE bgw_backfill.job_state SET part_at = NULL, scan_at = pg_catalog.clock_timestamp(), cut_short = 0,"
+					" scans_skipped = scans_skipped OPERATOR(pg_catalog.+) 1 WHERE job OPERATOR(pg_catalog.=) $1",
+					1, types, values, NULL, SPI_OK_UPDATE);
 }

@@ -7,7 +7,7 @@
 
 #include "job.h"
 
-extern void bbf_scan_run(BbfJob *job);
+extern void bbf_scan_run(BbfJob *job, bool part);
 extern void bbf_scan_record_skip(const BbfJob *job);
 
 #endif							/* BBF_SCAN_H */

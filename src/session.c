@@ -78,6 +78,7 @@ bbf_session_harden(void)
 		{"bytea_output", "hex"},
 		{"lc_monetary", "C"},
 		{"standard_conforming_strings", "on"},
+		{"quote_all_identifiers", "off"},
 		{"enable_seqscan", "off"},
 		{"enable_nestloop", "on"},
 		{"enable_indexscan", "on"},
@@ -173,7 +174,8 @@ bbf_session_pin_text(void)
 		{"extra_float_digits", "1"},
 		{"bytea_output", "hex"},
 		{"lc_monetary", "C"},
-		{"standard_conforming_strings", "on"}
+		{"standard_conforming_strings", "on"},
+		{"quote_all_identifiers", "off"}
 	};
 
 	for (int i = 0; i < (int) lengthof(pinned); i++)

@@ -29,8 +29,7 @@ typedef enum BbfActivity
 {
 	BBF_ACT_STARTING,
 	BBF_ACT_RUNNING,
-	BBF_ACT_SLEEPING,
-	BBF_ACT_THROTTLED
+	BBF_ACT_SLEEPING
 } BbfActivity;
 
 /* what others may do about the statement that a worker is at */

@@ -9,6 +9,7 @@
 #include "throttle.h"
 
 #define MAX_RETRY_DELAY_MS	(300 * 1000)
+#define MIN_REST_MS			50
 
 /* Milliseconds to sleep after a batch. */
 int64
@@ -33,6 +34,16 @@ bbf_throttle_retry_delay(int retries)
 	return (int64) (delay * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
 }
 
+/*
+ * Milliseconds to rest after work that goes on before its interval is over, and took
+ * so long: it takes a fifth of the time.
+ */
+int64
+bbf_throttle_rest(double took_ms)
+{
+	return (int64) Max(4 * took_ms, MIN_REST_MS);
+}
+
 /* Rows of the next batch: the setting, or less after a statement timeout. */
 int32
 bbf_throttle_batch_size(const BbfJob *job)
@@ -40,6 +51,13 @@ bbf_throttle_batch_size(const BbfJob *job)
 	int32		wanted = bbf_job_setting(job, BBF_BATCH_SIZE);
 
 	return job->batch_size > 0 ? Min(job->batch_size, wanted) : wanted;
+}
+
+/* So much of the usual number of rows as a batch of this job has of its own. */
+int
+bbf_throttle_share(const BbfJob *job, int rows)
+{
+	return Max(1, (int) ((int64) rows * bbf_throttle_batch_size(job) / Max(bbf_job_setting(job, BBF_BATCH_SIZE), 1)));
 }
 
 /* The size after a batch that went well: back to the setting step by step. */

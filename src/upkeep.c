@@ -29,8 +29,6 @@
 #include "upkeep.h"
 #include "utils/builtins.h"
 
-#define ROWS_AT_ONCE	1000
-
 /* Where the next batch begins; NULL: at the start. */
 static void
 save_cursor(const BbfJob *job, const char *column, const char *cursor)
@@ -43,36 +41,36 @@ save_cursor(const BbfJob *job, const char *column, const char *cursor)
 					2, types, values, cursor ? NULL : " n", SPI_OK_UPDATE);
 }
 
-/* One batch of claims.  False: all have been looked at. */
+/* One batch of claims, of about so many rows.  False: all have been looked at. */
 bool
-bbf_upkeep_claims(BbfJob *job)
+bbf_upkeep_claims(BbfJob *job, int rows)
 {
 	BbfPair    *pair = bbf_pair_load(job);
 	int64	   *tokens;
 	int			n;
-	int			rows = 0;
+	int			done = 0;
 	int			i;
 
 	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
-	n = bbf_lease_open(job->name, job->claim_cursor, ROWS_AT_ONCE, &tokens);
-	for (i = 0; i < n && rows < ROWS_AT_ONCE; i++)
+	n = bbf_lease_open(job->name, job->claim_cursor, rows, &tokens);
+	for (i = 0; i < n && done < rows; i++)
 	{
 		BbfClaim   *claim = bbf_lease_lock_claim(job->name, tokens[i], false);
 
 		if (claim)
 			bbf_handout_settle(job, pair, claim);
-		rows += claim ? claim->n : 0;
+		done += claim ? claim->n : 0;
 	}
-	if (i == n && n < ROWS_AT_ONCE)
+	if (i == n && n < rows)
 	{
 		bbf_lease_forget_answered(job->name);
 		bbf_answered_forget(job->name);
 		bbf_turn_forget_stretches(job->name);
 		bbf_handoff_forget_waits(job->name);
 	}
-	save_cursor(job, "claim_cursor", i == n && n < ROWS_AT_ONCE ? NULL : psprintf(INT64_FORMAT, tokens[i - 1]));
+	save_cursor(job, "claim_cursor", i == n && n < rows ? NULL : psprintf(INT64_FORMAT, tokens[i - 1]));
 	bbf_txn_disarm();
-	return i < n || n == ROWS_AT_ONCE;
+	return i < n || n == rows;
 }
 
 static char *
@@ -83,12 +81,12 @@ result_text(uint64 row, int column)
 
 /* One batch of the rows that came back.  False: the end is reached. */
 bool
-bbf_upkeep_attempts(BbfJob *job)
+bbf_upkeep_attempts(BbfJob *job, int rows)
 {
 	BbfPair    *pair = bbf_pair_load(job);
 	Oid			types[] = {TEXTOID, TEXTOID, INT8OID};
 	Datum		values[] = {CStringGetTextDatum(job->name),
-		CStringGetTextDatum(job->attempt_cursor ? job->attempt_cursor : ""), Int64GetDatum(ROWS_AT_ONCE)};
+		CStringGetTextDatum(job->attempt_cursor ? job->attempt_cursor : ""), Int64GetDatum(rows)};
 	char	  **keys;
 	Datum	   *typed;
 	bool	   *pending;
@@ -108,7 +106,7 @@ bbf_upkeep_attempts(BbfJob *job)
 		typed[i] = bbf_pair_key_in(pair, keys[i]);
 	}
 	SPI_freetuptable(SPI_tuptable);
-	if (n == ROWS_AT_ONCE)
+	if (n == rows)
 		end = keys[n - 1];
 	pending = bbf_handout_pending(job, pair, typed, n, false);
 	for (int i = 0; i < n; i++)
@@ -139,23 +137,23 @@ not_handed_out(const BbfJob *job, const char *group, char **keys, int n, BbfLeas
 }
 
 /*
- * Look at the next rows of a group, after looked_at, up to the passed key.  Returns
+ * Look at the next rows of a group, so many, after looked_at, up to the passed key.  Returns
  * how far it came, or NULL at the end; any: there were rows.
  */
 static char *
-look_below(const BbfJob *job, const BbfPair *pair, const char *group, const char *looked_at, Datum upto, bool *any)
+look_below(const BbfJob *job, const BbfPair *pair, const char *group, const char *looked_at, Datum upto, int limit, bool *any)
 {
 	BbfListed	listed;
 	BbfListedFrom from = group ? (looked_at ? BBF_LISTED_GROUP_AFTER : BBF_LISTED_GROUP) :
 		(looked_at ? BBF_LISTED_NULLS_AFTER : BBF_LISTED_NULLS);
-	char	  **keys = palloc(sizeof(char *) * ROWS_AT_ONCE);
-	BbfLeased  *rows = palloc(sizeof(BbfLeased) * ROWS_AT_ONCE);
+	char	  **keys = palloc(sizeof(char *) * limit);
+	BbfLeased  *rows = palloc(sizeof(BbfLeased) * limit);
 	int			n = 0;
 	uint64		read;
 
 	bbf_listed_begin(&listed, job, pair);
 	read = bbf_listed_read(&listed, from, group ? bbf_pair_group_in(pair, group) : (Datum) 0,
-						   looked_at ? bbf_pair_key_in(pair, looked_at) : (Datum) 0, ROWS_AT_ONCE);
+						   looked_at ? bbf_pair_key_in(pair, looked_at) : (Datum) 0, limit);
 	for (uint64 r = 0; r < read; r++)
 	{
 		bool		isnull;
@@ -169,7 +167,7 @@ look_below(const BbfJob *job, const BbfPair *pair, const char *group, const char
 	bbf_listed_end(&listed);
 	bbf_attempt_remember(job->name, rows, not_handed_out(job, group, keys, n, rows));
 	*any = n > 0;
-	return n == ROWS_AT_ONCE ? keys[n - 1] : NULL;
+	return n == limit ? keys[n - 1] : NULL;
 }
 
 /*
@@ -177,7 +175,7 @@ look_below(const BbfJob *job, const BbfPair *pair, const char *group, const char
  * all of them have been looked at since the scan before.
  */
 bool
-bbf_upkeep_passed(BbfJob *job)
+bbf_upkeep_passed(BbfJob *job, int rows)
 {
 	BbfPair    *pair = bbf_pair_load(job);
 	char	   *group;
@@ -208,7 +206,7 @@ bbf_upkeep_passed(BbfJob *job)
 	if (upto == NULL)
 		return false;			/* gone at this moment */
 	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
-	end = look_below(job, pair, group, looked_at, highest, &any);
+	end = look_below(job, pair, group, looked_at, highest, rows, &any);
 	bbf_attempt_looked_below(job->name, group, any || looked_at ? upto : NULL, end);
 	bbf_txn_disarm();
 	return true;

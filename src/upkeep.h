@@ -7,8 +7,8 @@
 
 #include "job.h"
 
-extern bool bbf_upkeep_claims(BbfJob *job);
-extern bool bbf_upkeep_attempts(BbfJob *job);
-extern bool bbf_upkeep_passed(BbfJob *job);
+extern bool bbf_upkeep_claims(BbfJob *job, int rows);
+extern bool bbf_upkeep_attempts(BbfJob *job, int rows);
+extern bool bbf_upkeep_passed(BbfJob *job, int rows);
 
 #endif							/* BBF_UPKEEP_H */

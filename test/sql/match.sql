@@ -11,9 +11,13 @@ CREATE INDEX ON votes (event_id);
 INSERT INTO events SELECT i, 'org-' || i % 2 FROM generate_series(1, 100) i;
 INSERT INTO votes (event_id, model, info, weight) SELECT i % 80 + 1, 'v' || i % 3, '{"good": 1}', 1.0 FROM generate_series(1, 200) i;
 INSERT INTO votes (event_id, model) VALUES (NULL, 'v2');
+-- how a session quotes names does not decide what is stored
+SET quote_all_identifiers = on;
 SELECT bgw_backfill.track('events', 'votes', job => 'any', flag_column => 'of_any');
 SELECT bgw_backfill.track('events', 'votes', job => 'v2', flag_column => 'of_v2', group_by => 'org',
 	match_where => $$model = 'v2' AND info ->> 'good' = '1' AND weight::text = '1.0'$$);
+RESET quote_all_identifiers;
+SELECT job, match_where FROM bgw_backfill.jobs ORDER BY job;
 CALL bgw_backfill.wait('any');
 CALL bgw_backfill.wait('v2');
 CREATE VIEW wrong AS
