@@ -90,6 +90,7 @@ CREATE TABLE bgw_backfill.job_state (
 	pass_mark		text,
 	pass_cursor		text,
 	pass_end		text,
+	key_order		text,
 	pass_at			timestamptz,
 	files			text,
 	switch_xid		text,
@@ -144,6 +145,7 @@ COMMENT ON COLUMN bgw_backfill.job_state.pending_estimate IS 'all that is pendin
 COMMENT ON COLUMN bgw_backfill.job_state.part_at IS 'end of the last part of a round; the next one is due soon after';
 COMMENT ON COLUMN bgw_backfill.job_state.handoff_at IS 'when the handler has its next round of calls, before the next scan; NULL: after it';
 COMMENT ON COLUMN bgw_backfill.job_state.cut_short IS 'a bit for each stage, the last scan and what follows it, that ran out of time';
+COMMENT ON COLUMN bgw_backfill.job_state.key_order IS 'the types, operator class and collations that keys and groups above were stored under';
 COMMENT ON COLUMN bgw_backfill.job_state.high_mark IS 'key at which the current walk ends, as text';
 
 CREATE TABLE bgw_backfill.job_skipped (

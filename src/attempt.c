@@ -230,21 +230,35 @@ bbf_attempt_requeue(const char *job, Datum keys)
 								   keys ? 2 : 1, types, values, NULL, SPI_OK_UPDATE);
 }
 
-/* The keys up to which a group has been passed: texts; the highest counts. */
-List *
-bbf_attempt_passed(const char *job, const char *group)
+/*
+ * The key up to which a group has been passed: the highest of those that are noted, and
+ * can still be read, as text; NULL: there is none.
+ */
+char *
+bbf_attempt_passed_upto(const char *job, const BbfPair *pair, const char *group, Datum *upto)
 {
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job), group ? CStringGetTextDatum(group) : (Datum) 0};
-	List	   *keys = NIL;
-	uint64		n = bbf_sql_catalog_kept(psprintf("SELECT key FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
-											 group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
-									2, types, values, group ? NULL : " n", SPI_OK_SELECT);
+	int			n = (int) bbf_sql_catalog_kept(psprintf("SELECT key FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1 AND group_key %s",
+													group ? "OPERATOR(pg_catalog.=) $2" : "IS NULL AND $2 IS NULL"),
+										   2, types, values, group ? NULL : " n", SPI_OK_SELECT);
+	char	  **texts = palloc(sizeof(char *) * Max(n, 1));
+	Datum	   *keys = palloc(sizeof(Datum) * Max(n, 1));
+	int		   *which = palloc(sizeof(int) * Max(n, 1));
+	char	   *found = NULL;
 
-	for (uint64 i = 0; i < n; i++)
-		keys = lappend(keys, bbf_sql_text(i, 1));
+	for (int i = 0; i < n; i++)
+		texts[i] = bbf_sql_text(i, 1);
 	SPI_freetuptable(SPI_tuptable);
-	return keys;
+	n = bbf_pair_keys_in(pair, texts, n, keys, which);
+	for (int i = 0; i < n; i++)
+	{
+		if (found && bbf_pair_compare_keys(pair, keys[i], *upto) <= 0)
+			continue;
+		found = texts[which[i]];
+		*upto = keys[i];
+	}
+	return found;
 }
 
 /*

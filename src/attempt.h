@@ -6,7 +6,7 @@
 #define BBF_ATTEMPT_H
 
 #include "lease.h"
-#include "nodes/pg_list.h"
+#include "pair.h"
 
 /* why a row is, or is not, to be handed out */
 typedef enum BbfStanding
@@ -26,7 +26,7 @@ extern void bbf_attempt_forget(const char *job, char *const *keys, int n);
 extern void bbf_attempt_remember(const char *job, const BbfLeased *rows, int n);
 extern int64 bbf_attempt_requeue(const char *job, Datum keys);
 
-extern List *bbf_attempt_passed(const char *job, const char *group);
+extern char *bbf_attempt_passed_upto(const char *job, const BbfPair *pair, const char *group, Datum *upto);
 extern void bbf_attempt_pass(const char *job, const char *group, const char *key);
 extern bool bbf_attempt_next_passed(const char *job, double seconds, char **group, char **looked_at);
 extern void bbf_attempt_looked_below(const char *job, const char *group, const char *key, const char *looked_at);

@@ -99,45 +99,32 @@ look_up(Choice *choice)
 	}
 }
 
-/* The highest key up to which a group has been passed; false: none. */
-static bool
-passed_upto(Choice *choice, BbfTurnGroup *group, Datum *upto)
-{
-	const BbfPair *pair = choice->turn.handout->pair;
-	List	   *keys = bbf_attempt_passed(choice->turn.handout->job->name, group->text);
-	ListCell   *lc;
-	bool		found = false;
-
-	foreach(lc, keys)
-	{
-		Datum		key = bbf_pair_key_in(pair, lfirst(lc));
-
-		if (!found || bbf_pair_compare_keys(pair, key, *upto) > 0)
-			*upto = key;
-		found = true;
-	}
-	return found;
-}
-
 /* Rows of a passed group whose turn has come again. */
 static void
 take_due(Choice *choice, BbfTurnGroup *group)
 {
 	const BbfPair *pair = choice->turn.handout->pair;
 	BbfLeased  *due = palloc(sizeof(BbfLeased) * choice->want);
+	char	  **texts = palloc(sizeof(char *) * choice->want);
+	Datum	   *keys = palloc(sizeof(Datum) * choice->want);
+	int		   *which = palloc(sizeof(int) * choice->want);
 	int			n = bbf_attempt_due(choice->turn.handout->job->name, group->text, choice->leases, choice->want, due);
+	int			readable;
 
 	for (int i = 0; i < n; i++)
+		texts[i] = due[i].key;
+	readable = bbf_pair_keys_in(pair, texts, n, keys, which);
+	for (int i = 0; i < readable; i++)
 	{
 		BbfCandidate  *candidate = palloc0(sizeof(BbfCandidate));
 
-		candidate->text = due[i].key;
-		candidate->key = bbf_pair_key_in(pair, due[i].key);
-		candidate->attempt = due[i].attempt;
+		candidate->text = due[which[i]].key;
+		candidate->key = keys[i];
+		candidate->attempt = due[which[i]].attempt;
 		candidate->returned = true;
 		group->good = lappend(group->good, candidate);
 	}
-	group->more_due = n == choice->want;
+	group->more_due = readable > 0 && n == choice->want;
 }
 
 /*
@@ -156,7 +143,7 @@ ask_passed(Choice *choice, BbfTurnGroup *group)
 		return;
 	}
 	group->asked_passed = true;
-	if (!passed_upto(choice, group, &upto))
+	if (bbf_attempt_passed_upto(choice->turn.handout->job->name, choice->turn.handout->pair, group->text, &upto) == NULL)
 		return;
 	take_due(choice, group);
 	if (bbf_pair_compare_keys(choice->turn.handout->pair, upto, group->last) > 0)

@@ -267,6 +267,23 @@ typedef struct HeldRow
 	int			row;
 } HeldRow;
 
+/* The rows of a claim whose keys can still be read; returns how many. */
+static int
+readable_rows(const BbfPair *pair, const BbfClaim *claim, HeldRow *held)
+{
+	char	  **texts = palloc(sizeof(char *) * Max(claim->n, 1));
+	Datum	   *keys = palloc(sizeof(Datum) * Max(claim->n, 1));
+	int		   *which = palloc(sizeof(int) * Max(claim->n, 1));
+	int			n;
+
+	for (int i = 0; i < claim->n; i++)
+		texts[i] = claim->rows[i].key;
+	n = bbf_pair_keys_in(pair, texts, claim->n, keys, which);
+	for (int i = 0; i < n; i++)
+		held[i] = (HeldRow) {keys[i], which[i]};
+	return n;
+}
+
 static int
 compare_held(const void *a, const void *b, void *arg)
 {
@@ -310,6 +327,7 @@ meant(const BbfJob *job, const BbfPair *pair, int64 token, Oid caller, ArrayType
 	char	  **texts;
 	char	  **missing;
 	bool	   *pending;
+	int			nheld;
 	int			nmissing = 0;
 
 	if (claim == NULL)
@@ -322,15 +340,14 @@ meant(const BbfJob *job, const BbfPair *pair, int64 token, Oid caller, ArrayType
 				 errdetail("Token " INT64_FORMAT " was given for %d rows.", token, claim->granted)));
 	texts = keys_argument(pair, array, &keys, &n);
 	held = palloc(sizeof(HeldRow) * Max(claim->n, 1));
-	for (int i = 0; i < claim->n; i++)
-		held[i] = (HeldRow) {bbf_pair_key_in(pair, claim->rows[i].key), i};
-	qsort_arg(held, claim->n, sizeof(HeldRow), compare_held, unconstify(BbfPair *, pair));
+	nheld = readable_rows(pair, claim, held);
+	qsort_arg(held, nheld, sizeof(HeldRow), compare_held, unconstify(BbfPair *, pair));
 	*rows = palloc0(sizeof(bool) * Max(claim->n, 1));
 	elsewhere = palloc(sizeof(Datum) * Max(n, 1));
 	missing = palloc(sizeof(char *) * Max(n, 1));
 	for (int k = 0; k < n; k++)
 	{
-		int			row = find_held(pair, held, claim->n, keys[k]);
+		int			row = find_held(pair, held, nheld, keys[k]);
 
 		if (row >= 0)
 			(*rows)[row] = true;

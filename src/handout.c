@@ -37,6 +37,28 @@ bbf_handout_pending(const BbfJob *job, const BbfPair *pair, const Datum *keys, i
 }
 
 /*
+ * Which rows of a claim are pending.  One whose key can no longer be read is not.
+ */
+static bool *
+claim_pending(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim, bool only_matches)
+{
+	char	  **texts = palloc(sizeof(char *) * Max(claim->n, 1));
+	Datum	   *keys = palloc(sizeof(Datum) * Max(claim->n, 1));
+	int		   *which = palloc(sizeof(int) * Max(claim->n, 1));
+	bool	   *result = palloc0(sizeof(bool) * Max(claim->n, 1));
+	bool	   *pending;
+	int			n;
+
+	for (int i = 0; i < claim->n; i++)
+		texts[i] = claim->rows[i].key;
+	n = bbf_pair_keys_in(pair, texts, claim->n, keys, which);
+	pending = bbf_handout_pending(job, pair, keys, n, only_matches);
+	for (int i = 0; i < n; i++)
+		result[which[i]] = pending[i];
+	return result;
+}
+
+/*
  * Settle a locked claim: what is answered leaves it; if its lease has ended, an
  * attempt has failed for each row that is still pending, and nothing is left.
  */
@@ -44,14 +66,10 @@ void
 bbf_handout_settle(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim)
 {
 	bool		expired = claim->expires_at <= GetCurrentTimestamp();
-	Datum	   *keys = palloc(sizeof(Datum) * Max(claim->n, 1));
 	BbfLeased  *failed = palloc(sizeof(BbfLeased) * Max(claim->n, 1));
-	bool	   *pending;
+	bool	   *pending = claim_pending(job, pair, claim, false);
 	int			n = 0;
 
-	for (int i = 0; i < claim->n; i++)
-		keys[i] = bbf_pair_key_in(pair, claim->rows[i].key);
-	pending = bbf_handout_pending(job, pair, keys, claim->n, false);
 	for (int i = 0; i < claim->n; i++)
 	{
 		if (pending[i])
@@ -107,7 +125,6 @@ make_room(BbfHandout *handout, BbfLeases *leases, int64 want, bool only_matches)
 	for (int i = 0; i < leases->nclaims; i++)
 	{
 		BbfClaim   *claim = &leases->claims[i];
-		Datum	   *keys = palloc(sizeof(Datum) * Max(claim->n, 1));
 		int			answered = 0;
 		bool	   *pending;
 
@@ -116,9 +133,7 @@ make_room(BbfHandout *handout, BbfLeases *leases, int64 want, bool only_matches)
 			break;
 		if (claim->n == 0 || claim->expires_at <= now || !claim->committed)
 			continue;
-		for (int k = 0; k < claim->n; k++)
-			keys[k] = bbf_pair_key_in(handout->pair, claim->rows[k].key);
-		pending = bbf_handout_pending(handout->job, handout->pair, keys, claim->n, only_matches);
+		pending = claim_pending(handout->job, handout->pair, claim, only_matches);
 		looked_at += claim->n;
 		for (int k = 0; k < claim->n; k++)
 		{

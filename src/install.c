@@ -22,6 +22,7 @@
 #include "names.h"
 #include "shape.h"
 #include "sql.h"
+#include "stored.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "txn.h"
@@ -277,8 +278,9 @@ bbf_install_run(BbfJob *job)
 }
 
 /*
- * Is the installation as it should be?  If not, puts the job back to phase
- * install, which repairs what is missing, and returns false.  An error for what
+ * Is the installation as it should be, and does what was stored still hold?  If not, puts
+ * the job back to phase install, which repairs what is missing, or drops what was stored,
+ * and returns false.  An error for what
  * cannot be repaired.
  */
 bool
@@ -291,6 +293,8 @@ bbf_install_check(BbfJob *job)
 
 	check_tables(job, pair);
 	bbf_job_rename(job, pair->source, pair->target);
+	if (!bbf_stored_check(job, pair))
+		return false;
 	(void) mode->missing(job, pair, &missing);
 	/* before what may keep the job from going on: who may not read is kept out all the same */
 	if (missing == NULL && mode->sync_readers)

@@ -137,6 +137,7 @@ read_state(BbfJob *job)
 	job->pass_end = text_column("pass_end");
 	job->pass_at = DatumGetTimestampTz(column("pass_at"));
 	job->switch_xid = text_column("switch_xid");
+	job->key_order = text_column("key_order");
 	job->files = text_column("files");
 	job->scan_at = DatumGetTimestampTz(column("scan_at"));
 	job->part_at = DatumGetTimestampTz(column("part_at"));

@@ -107,6 +107,7 @@ typedef struct BbfJob
 	char	   *pass_end;		/* NULL: no pass is under way */
 	TimestampTz pass_at;		/* end of the last pass, or 0 */
 	char	   *switch_xid;		/* a successor's: snapshots before it must end */
+	char	   *key_order;		/* what the keys and groups here rest on; NULL: not known yet */
 	char	   *files;			/* of the tables, at the last pass */
 	TimestampTz scan_at;
 	TimestampTz part_at;		/* end of the last part of a round */

@@ -12,10 +12,12 @@
 #include "outcome.h"
 #include "scan.h"
 #include "shmem.h"
+#include "stored.h"
 #include "throttle.h"
 #include "txn.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
+#include "value.h"
 
 /* failures in a row of an error that might go away, before the job is failed */
 #define MAX_RETRIES 5
@@ -188,6 +190,8 @@ bbf_outcome_of_error(const char *job_name, ErrorData *edata, bool *recorded)
 	bbf_outcome_note_way(edata);
 	bbf_txn_abort();
 	MemoryContextSwitchTo(context);
+	if (bbf_value_error_is_of_text(edata->sqlerrcode) && bbf_stored_forget_unreadable(job_name))
+		return GetCurrentTimestamp();
 	PG_TRY();
 	{
 		*recorded = record_alone(job_name, edata, judge(edata, timed_out), &due);

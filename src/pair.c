@@ -390,6 +390,13 @@ bbf_pair_key_in(const BbfPair *pair, const char *text)
 	return bbf_value_in(pair->owner, pair->key_type, text);
 }
 
+/* Source keys from texts that were stored, as far as they can be read: how many, and which ones. */
+int
+bbf_pair_keys_in(const BbfPair *pair, char *const *texts, int n, Datum *keys, int *which)
+{
+	return bbf_value_in_readable(pair->owner, pair->key_type, texts, n, keys, which);
+}
+
 /* The text of a source key. */
 char *
 bbf_pair_key_out(const BbfPair *pair, Datum key)

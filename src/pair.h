@@ -53,6 +53,7 @@ extern BbfPair *bbf_pair_load(const BbfJob *job);
 extern bool bbf_pair_find_foreign_key(Relation source, Relation target,
 									  AttrNumber *source_att, AttrNumber *target_att, int *nfound);
 extern Datum bbf_pair_key_in(const BbfPair *pair, const char *text);
+extern int	bbf_pair_keys_in(const BbfPair *pair, char *const *texts, int n, Datum *keys, int *which);
 extern char *bbf_pair_key_out(const BbfPair *pair, Datum key);
 extern Datum bbf_pair_group_in(const BbfPair *pair, const char *text);
 extern bool bbf_pair_group_is_readable(const BbfPair *pair, const char *job, const char *text);

@@ -28,6 +28,7 @@
 #include "txn.h"
 #include "upkeep.h"
 #include "utils/builtins.h"
+#include "value.h"
 
 /* Where the next batch begins; NULL: at the start. */
 static void
@@ -73,12 +74,6 @@ bbf_upkeep_claims(BbfJob *job, int rows)
 	return i < n || n == rows;
 }
 
-static char *
-result_text(uint64 row, int column)
-{
-	return bbf_sql_text(row, column);
-}
-
 /* One batch of the rows that came back.  False: the end is reached. */
 bool
 bbf_upkeep_attempts(BbfJob *job, int rows)
@@ -90,8 +85,11 @@ bbf_upkeep_attempts(BbfJob *job, int rows)
 	char	  **keys;
 	Datum	   *typed;
 	bool	   *pending;
+	bool	   *stays;
+	int		   *which;
 	char	   *end = NULL;
 	int			gone = 0;
+	int			readable;
 	int			n;
 
 	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
@@ -100,18 +98,21 @@ bbf_upkeep_attempts(BbfJob *job, int rows)
 							  3, types, values, NULL, SPI_OK_SELECT);
 	keys = palloc(sizeof(char *) * Max(n, 1));
 	typed = palloc(sizeof(Datum) * Max(n, 1));
+	which = palloc(sizeof(int) * Max(n, 1));
+	stays = palloc0(sizeof(bool) * Max(n, 1));
 	for (int i = 0; i < n; i++)
-	{
-		keys[i] = result_text(i, 1);
-		typed[i] = bbf_pair_key_in(pair, keys[i]);
-	}
+		keys[i] = bbf_sql_text(i, 1);
 	SPI_freetuptable(SPI_tuptable);
 	if (n == rows)
 		end = keys[n - 1];
-	pending = bbf_handout_pending(job, pair, typed, n, false);
+	/* a key that can no longer be read is none */
+	readable = bbf_pair_keys_in(pair, keys, n, typed, which);
+	pending = bbf_handout_pending(job, pair, typed, readable, false);
+	for (int i = 0; i < readable; i++)
+		stays[which[i]] = pending[i];
 	for (int i = 0; i < n; i++)
 	{
-		if (!pending[i])
+		if (!stays[i])
 			keys[gone++] = keys[i];
 	}
 	if (gone > 0)
@@ -179,32 +180,25 @@ bbf_upkeep_passed(BbfJob *job, int rows)
 {
 	BbfPair    *pair = bbf_pair_load(job);
 	char	   *group;
-	char	   *upto = NULL;
+	char	   *upto;
 	char	   *looked_at = NULL;
 	char	   *end;
 	Datum		highest = (Datum) 0;
-	ListCell   *lc;
 	bool		any;
 
 	if (!bbf_attempt_next_passed(job->name, bbf_job_setting(job, BBF_SCAN_INTERVAL) / 2.0, &group, &looked_at))
 		return false;
 	if (group && !bbf_pair_group_is_readable(pair, job->name, group))
+		upto = NULL;
+	else
+		upto = bbf_attempt_passed_upto(job->name, pair, group, &highest);
+	if (upto == NULL)
 	{
 		bbf_attempt_looked_below(job->name, group, NULL, NULL);
 		return true;
 	}
-	foreach(lc, bbf_attempt_passed(job->name, group))
-	{
-		Datum		key = bbf_pair_key_in(pair, lfirst(lc));
-
-		if (upto == NULL || bbf_pair_compare_keys(pair, key, highest) > 0)
-		{
-			upto = lfirst(lc);
-			highest = key;
-		}
-	}
-	if (upto == NULL)
-		return false;			/* gone at this moment */
+	if (looked_at && !bbf_value_is_readable(pair->owner, pair->key_type, looked_at))
+		looked_at = NULL;
 	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
 	end = look_below(job, pair, group, looked_at, highest, rows, &any);
 	bbf_attempt_looked_below(job->name, group, any || looked_at ? upto : NULL, end);

@@ -33,8 +33,8 @@ bbf_value_in(Oid owner, Oid type, const char *text)
 }
 
 /* Does an error say that a text is no value of its type, and nothing of the server or the session? */
-static bool
-is_of_text(int sqlerrcode)
+bool
+bbf_value_error_is_of_text(int sqlerrcode)
 {
 	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
 	{
@@ -52,12 +52,12 @@ is_of_text(int sqlerrcode)
 }
 
 /*
- * Can text that was stored still be read?  Its type may have changed since, a domain
- * got a check, an enum's label another name.  Other errors, a cancel among them, are
- * passed on.
+ * Values from texts that were stored.  False: one of them can no longer be read, and
+ * none counts: their type may have changed since, a domain got a check, an enum's label
+ * another name.  Other errors, a cancel among them, are passed on.
  */
-bool
-bbf_value_is_readable(Oid owner, Oid type, const char *text)
+static bool
+read_all(Oid owner, Oid type, char *const *texts, int n, Datum *values)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner resource_owner = CurrentResourceOwner;
@@ -67,7 +67,8 @@ bbf_value_is_readable(Oid owner, Oid type, const char *text)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		(void) bbf_value_in(owner, type, text);
+		for (int i = 0; i < n; i++)
+			values[i] = bbf_value_in(owner, type, texts[i]);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -80,7 +81,7 @@ bbf_value_is_readable(Oid owner, Oid type, const char *text)
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = resource_owner;
-		if (!is_of_text(edata->sqlerrcode))
+		if (!bbf_value_error_is_of_text(edata->sqlerrcode))
 			ReThrowError(edata);
 		result = false;
 	}
@@ -88,6 +89,34 @@ bbf_value_is_readable(Oid owner, Oid type, const char *text)
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = resource_owner;
 	return result;
+}
+
+/* Can text that was stored still be read? */
+bool
+bbf_value_is_readable(Oid owner, Oid type, const char *text)
+{
+	char	   *texts[] = {unconstify(char *, text)};
+	Datum		value;
+
+	return read_all(owner, type, texts, 1, &value);
+}
+
+/*
+ * Values from texts that were stored, as far as they can still be read: returns how many,
+ * and of each which text it is.
+ */
+int
+bbf_value_in_readable(Oid owner, Oid type, char *const *texts, int n, Datum *values, int *which)
+{
+	int			found = 0;
+	bool		all = n == 0 || read_all(owner, type, texts, n, values);
+
+	for (int i = 0; i < n; i++)
+	{
+		if (all || read_all(owner, type, texts + i, 1, values + found))
+			which[found++] = i;
+	}
+	return found;
 }
 
 /* The text of a value. */
