@@ -113,7 +113,7 @@ bbf_change_conditions(BbfJob *job)
 	before = bbf_pair_load(job);
 	n = bbf_lease_open(job->name, NULL, CLAIMS_AT_ONCE, &tokens);
 	for (int i = 0; i < n; i++)
-		bbf_handout_settle(job, before, bbf_lease_lock_claim(job->name, tokens[i], false));
+		(void) bbf_handout_settle(job, before, bbf_lease_lock_claim(job->name, tokens[i], false));
 	if (bbf_mode_lookup(job->mode)->source_lock(job, before) != NoLock)
 		bbf_install_lock_alone(job);
 	bbf_job_change_conditions(job);

@@ -12,10 +12,14 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "attempt.h"
 #include "choice.h"
 #include "handout.h"
 #include "listed.h"
+#include "session.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #define NOT_SEEN_ANSWERED 5000	/* handed out and not known to be answered: look */
@@ -59,10 +63,53 @@ claim_pending(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim, boo
 }
 
 /*
- * Settle a locked claim: what is answered leaves it; if its lease has ended, an
- * attempt has failed for each row that is still pending, and nothing is left.
+ * An attempt has failed for rows of a locked claim, and nothing is left of it; unless that
+ * had to wait for somebody who is at one of those attempts: the upkeep, which locks many of
+ * them at once, or the open transaction of a consumer.  False, and nothing is changed, if so.
  */
-void
+static bool
+end_claim(const BbfJob *job, const BbfClaim *claim, const BbfLeased *failed, int n)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner resource_owner = CurrentResourceOwner;
+	int			nestlevel = bbf_session_pin_waits(1);
+	volatile bool ended = true;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		bbf_attempt_failed(job->name, failed, n, "the lease expired", bbf_job_setting(job, BBF_MAX_ATTEMPTS));
+		bbf_lease_keep(claim, NULL);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = resource_owner;
+		if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+			ReThrowError(edata);
+		ended = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = resource_owner;
+	bbf_session_unpin(nestlevel);
+	return ended;
+}
+
+/*
+ * Settle a locked claim: what is answered leaves it; if its lease has ended, an
+ * attempt has failed for each row that is still pending, and nothing is left.  False: that
+ * has to wait, and all stays as it is.
+ */
+bool
 bbf_handout_settle(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim)
 {
 	bool		expired = claim->expires_at <= GetCurrentTimestamp();
@@ -76,9 +123,18 @@ bbf_handout_settle(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim
 			failed[n++] = claim->rows[i];
 	}
 	if (expired)
-		bbf_attempt_failed(job->name, failed, n, "the lease expired", bbf_job_setting(job, BBF_MAX_ATTEMPTS));
-	if (expired || n < claim->stored)
-		bbf_lease_keep(claim, expired ? NULL : pending);
+		return end_claim(job, claim, failed, n);
+	if (n < claim->stored)
+		bbf_lease_keep(claim, pending);
+	return true;
+}
+
+/* All that a claim holds counts, although its lease has ended. */
+static void
+count_all(BbfLeases *leases, const BbfClaim *claim)
+{
+	for (int i = 0; i < claim->n; i++)
+		bbf_lease_count(leases, claim->rows[i].key, true);
 }
 
 /*
@@ -100,13 +156,16 @@ expire(BbfHandout *handout, BbfLeases *leases)
 			bbf_lease_lock_claim(handout->job->name, leases->claims[i].token, true) : NULL;
 		if (claim == NULL)
 		{
-			for (int k = 0; k < leases->claims[i].n; k++)
-				bbf_lease_count(leases, leases->claims[i].rows[k].key, true);
+			count_all(leases, &leases->claims[i]);
+			continue;
+		}
+		if (!bbf_handout_settle(handout->job, handout->pair, claim))
+		{
+			count_all(leases, &leases->claims[i]);
 			continue;
 		}
 		for (int k = 0; k < claim->n; k++)
 			hash_search(leases->taken, &claim->rows[k].key, HASH_REMOVE, NULL);
-		bbf_handout_settle(handout->job, handout->pair, claim);
 	}
 }
 

@@ -34,7 +34,7 @@ typedef struct BbfHandout
 
 extern void bbf_handout_claim(BbfHandout *handout, int64 lease_ms);
 extern bool bbf_handout_possible(BbfHandout *handout);
-extern void bbf_handout_settle(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim);
+extern bool bbf_handout_settle(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim);
 extern bool *bbf_handout_pending(const BbfJob *job, const BbfPair *pair, const Datum *keys, int n,
 								 bool only_matches);
 

@@ -59,7 +59,7 @@ bbf_upkeep_claims(BbfJob *job, int rows)
 		BbfClaim   *claim = bbf_lease_lock_claim(job->name, tokens[i], false);
 
 		if (claim)
-			bbf_handout_settle(job, pair, claim);
+			(void) bbf_handout_settle(job, pair, claim);
 		done += claim ? claim->n : 0;
 	}
 	if (i == n && n < rows)
