@@ -14,6 +14,7 @@
 #include "catalog/pg_type.h"
 #include "change.h"
 #include "check.h"
+#include "columns.h"
 #include "compat.h"
 #include "fmgr.h"
 #include "guc.h"
@@ -133,6 +134,7 @@ insert_job(const BbfJob *job)
 	bbf_job_forget_handouts(job->name);
 	bbf_sql_catalog("INSERT INTO bgw_backfill.job_state (job) VALUES ($1)",
 					1, types, values, NULL, SPI_OK_INSERT);
+	(void) bbf_columns_follow(bbf_job_load(job->name));
 }
 
 /*

@@ -18,6 +18,7 @@
 
 #include "catalog/pg_type.h"
 #include "change.h"
+#include "columns.h"
 #include "expr.h"
 #include "handoff.h"
 #include "handout.h"
@@ -26,25 +27,26 @@
 #include "sql.h"
 #include "utils/builtins.h"
 #include "utils/regproc.h"
+#include "wake.h"
 
 #define CLAIMS_AT_ONCE 100000
 
 static void
-refuse_change(const BbfJob *job, const char *setting)
+refuse_change(const BbfJob *job, const char *setting, bool anew)
 {
-	if (job->phase != BBF_PHASE_LIVE || job->health != BBF_HEALTH_OK || job->uninstall)
+	if (job->uninstall)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("job \"%s\" is not live", job->name),
-				 errdetail("Its phase is %s.", bbf_job_phase_name(job->phase)),
-				 errhint("Use CALL bgw_backfill.wait('%s') first.", job->name)));
+				 errmsg("job \"%s\" is being taken away", job->name),
+				 errhint("Track its tables again when it is gone.")));
 	if (bbf_job_successor(job->name))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("job \"%s\" is being moved to another mode", job->name),
 				 errdetail("\"%s\" cannot change meanwhile.", setting),
-				 errhint("Wait until bgw_backfill.progress shows no rebuilding.")));
-	if (strcmp(setting, "pending_where") == 0 && bbf_mode_lookup(job->mode)->pending_index)
+				 errhint("Wait until bgw_backfill.progress shows no rebuilding, or give the move up with bgw_backfill.configure('%s', 'mode', '%s').",
+						 job->name, job->mode)));
+	if (!anew && strcmp(setting, "pending_where") == 0 && bbf_mode_lookup(job->mode)->pending_index)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("\"pending_where\" of a job in mode \"%s\" cannot be changed", job->mode),
@@ -54,18 +56,22 @@ refuse_change(const BbfJob *job, const char *setting)
 }
 
 /*
- * A condition is to change, to value (NULL: none), once a worker comes to it.  The
- * caller may change the job.
+ * A condition is to change, to value (NULL: none), once a worker comes to it.  A job that
+ * is not live, or has failed, begins anew with it: the condition that it has may name what is
+ * gone.  The caller may change the job.
  */
 void
 bbf_change_request(BbfJob *job, const char *setting, const char *value)
 {
 	bool		match = strcmp(setting, "match_where") == 0;
+	bool		anew = job->phase != BBF_PHASE_LIVE || job->health != BBF_HEALTH_OK;
 	char	   *canonical = NULL;
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[2] = {CStringGetTextDatum(job->name)};
 
-	refuse_change(job, setting);
+	refuse_change(job, setting, anew);
+	if (!anew)
+		(void) bbf_columns_follow(job);
 	if (value)
 		canonical = bbf_expr_canonical(value, match ? bbf_job_target(job) : bbf_job_source(job), setting,
 									   match ? NULL : job->flag_column);
@@ -78,6 +84,24 @@ bbf_change_request(BbfJob *job, const char *setting, const char *value)
 					" new_match_where = CASE WHEN changing THEN new_match_where ELSE match_where END"
 					" WHERE job OPERATOR(pg_catalog.=) $1",
 					2, types, values, canonical ? NULL : " n", SPI_OK_UPDATE);
+	if (anew)
+	{
+		bbf_job_begin_anew(job->name);
+		bbf_wake_cancel_at_commit(job->name);
+	}
+}
+
+/*
+ * The same for a job that begins anew, in the transaction that is open: what held the old
+ * conditions, which need not be readable, is taken away, and install is the next step.
+ */
+void
+bbf_change_anew(BbfJob *job)
+{
+	bbf_install_forget_conditions(job);
+	bbf_job_change_conditions(job);
+	ereport(LOG,
+			(errmsg("job \"%s\" has new conditions, beginning anew", job->name)));
 }
 
 /* Another handler, from its signature or name; NULL: none. */
@@ -111,6 +135,7 @@ bbf_change_conditions(BbfJob *job)
 	int			n;
 
 	before = bbf_pair_load(job);
+	(void) bbf_columns_follow(job);
 	n = bbf_lease_open(job->name, NULL, CLAIMS_AT_ONCE, &tokens);
 	for (int i = 0; i < n; i++)
 		(void) bbf_handout_settle(job, before, bbf_lease_lock_claim(job->name, tokens[i], false));

@@ -222,7 +222,7 @@ open_table(Oid relid, const char *what)
 static void
 check_indexed(const BbfJob *job, Relation source, const BbfPair *pair)
 {
-	Bitmapset  *columns = bbf_expr_columns(job->pending_where, pair->source);
+	Bitmapset  *columns = bbf_expr_columns(job->pending_where, pair->source, job->source_was);
 	int			column = -1;
 
 	if (pair->group_by)

@@ -146,7 +146,7 @@ takes_rows(Relation table, Relation source, const BbfPair *pair)
 static bool
 has_simple_condition(const BbfJob *job, const BbfPair *pair)
 {
-	return job->pending_where == NULL || bbf_expr_simple(job->pending_where, pair->source) != NULL;
+	return job->pending_where == NULL || bbf_expr_simple(job->pending_where, pair->source, job->source_was) != NULL;
 }
 
 /* Can keys of the job be added as this file does it? */
@@ -186,7 +186,7 @@ bbf_enqueue_prepare(BbfServed *served, const BbfJob *job, const BbfPair *pair)
 	enqueue = palloc0(sizeof(BbfEnqueue));
 	if (job->pending_where)
 	{
-		enqueue->eligible = ExecInitExpr(copyObject(bbf_expr_simple(job->pending_where, pair->source)), NULL);
+		enqueue->eligible = ExecInitExpr(copyObject(bbf_expr_simple(job->pending_where, pair->source, job->source_was)), NULL);
 		enqueue->econtext = CreateStandaloneExprContext();
 	}
 	enqueue->possible = bbf_enqueue_is_possible(job, pair);

@@ -19,6 +19,7 @@
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "columns.h"
 #include "compat.h"
 #include "expr.h"
 #include "nodes/makefuncs.h"
@@ -92,9 +93,38 @@ parse_error_callback(void *arg)
 	errcontext("%s", context->what);
 }
 
-/* Parse a condition over the columns of one relation. */
+/* The columns of a relation, those that were renamed by the name that they had. */
+static Alias *
+names_then(Relation rel, const List *was)
+{
+	List	   *names = NIL;
+	ListCell   *lc;
+
+	for (int i = 0; i < RelationGetDescr(rel)->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
+		const char *name = bbf_columns_was(was, att->attnum);
+
+		if (att->attisdropped)
+			continue;
+		if (name == NULL)
+		{
+			name = NameStr(att->attname);
+			foreach(lc, was)
+			{
+				/* it has come to this name since */
+				if (strcmp(((const BbfColumn *) lfirst(lc))->name, name) == 0)
+					name = "";
+			}
+		}
+		names = lappend(names, makeString(pstrdup(name)));
+	}
+	return makeAlias(RelationGetRelationName(rel), names);
+}
+
+/* Parse a condition over the columns of one relation; was: those that were renamed since it was written. */
 static Node *
-analyze(const char *text, Relation rel, const char *argument)
+analyze(const char *text, Relation rel, const char *argument, const List *was)
 {
 	ParseState *pstate = make_parsestate(NULL);
 	ParseNamespaceItem *item;
@@ -109,7 +139,7 @@ analyze(const char *text, Relation rel, const char *argument)
 	error_context_stack = &errcallback;
 
 	pstate->p_sourcetext = text;
-	item = addRangeTableEntryForRelation(pstate, rel, AccessShareLock, NULL, false, true);
+	item = addRangeTableEntryForRelation(pstate, rel, AccessShareLock, was ? names_then(rel, was) : NULL, false, true);
 	addNSItemToQuery(pstate, item, true, true, true);
 	expr = transformExpr(pstate, raw_expression(text, argument), EXPR_KIND_INDEX_PREDICATE);
 	expr = coerce_to_boolean(pstate, expr, argument);
@@ -166,7 +196,7 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 	char	   *result;
 
 	bbf_usercontext_begin(rel->rd_rel->relowner, false, &before);
-	expr = analyze(text, rel, argument);
+	expr = analyze(text, rel, argument, NIL);
 	bbf_session_pin_text();
 	/* before the planner inlines a function's body, and after it sees defaults */
 	if (contain_mutable_functions(expr) ||
@@ -210,12 +240,34 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 	return result;
 }
 
+/* A canonical condition with the names that its columns have now.  NULL gives NULL. */
+char *
+bbf_expr_renamed(const char *canonical, Oid relid, const List *was)
+{
+	Relation	rel;
+	BbfUserContext before;
+	Node	   *expr;
+	char	   *result;
+
+	if (canonical == NULL || was == NIL)
+		return unconstify(char *, canonical);
+	rel = table_open(relid, AccessShareLock);
+	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
+	bbf_session_pin_text();
+	expr = analyze(canonical, rel, "condition", was);
+	bbf_session_pin_text();		/* once more: what was evaluated may have set anything */
+	result = deparse_expression(expr, deparse_context_for(RelationGetRelationName(rel), relid), false, false);
+	bbf_usercontext_end(&before);
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
 /*
  * A canonical condition for use in a query: in parentheses, each column
  * prefixed with the alias.  NULL gives NULL.
  */
 char *
-bbf_expr_deparse(const char *canonical, Oid relid, const char *alias)
+bbf_expr_deparse(const char *canonical, Oid relid, const List *was, const char *alias)
 {
 	Relation	rel;
 	BbfUserContext before;
@@ -227,7 +279,7 @@ bbf_expr_deparse(const char *canonical, Oid relid, const char *alias)
 	rel = table_open(relid, AccessShareLock);
 	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
 	bbf_session_pin_text();
-	expr = analyze(canonical, rel, "condition");
+	expr = analyze(canonical, rel, "condition", was);
 	bbf_session_pin_text();		/* once more: what was evaluated may have set anything */
 	result = psprintf("(%s)", deparse_expression(expr, deparse_context_for(alias, relid), true, false));
 	bbf_usercontext_end(&before);
@@ -237,7 +289,7 @@ bbf_expr_deparse(const char *canonical, Oid relid, const char *alias)
 
 /* The columns that a canonical condition uses, by attribute number; none if it is NULL. */
 Bitmapset *
-bbf_expr_columns(const char *canonical, Oid relid)
+bbf_expr_columns(const char *canonical, Oid relid, const List *was)
 {
 	Relation	rel;
 	BbfUserContext before;
@@ -250,7 +302,7 @@ bbf_expr_columns(const char *canonical, Oid relid)
 	rel = table_open(relid, AccessShareLock);
 	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
 	bbf_session_pin_text();
-	pull_varattnos(analyze(canonical, rel, "condition"), 1, &offset_columns);
+	pull_varattnos(analyze(canonical, rel, "condition", was), 1, &offset_columns);
 	bbf_usercontext_end(&before);
 	while ((column = bms_next_member(offset_columns, column)) >= 0)
 		result = bms_add_member(result, column + FirstLowInvalidHeapAttributeNumber);
@@ -260,7 +312,7 @@ bbf_expr_columns(const char *canonical, Oid relid)
 
 /* Does a canonical condition run a user's code when it is evaluated? */
 bool
-bbf_expr_runs_users_code(const char *canonical, Oid relid)
+bbf_expr_runs_users_code(const char *canonical, Oid relid, const List *was)
 {
 	Relation	rel;
 	BbfUserContext before;
@@ -271,7 +323,7 @@ bbf_expr_runs_users_code(const char *canonical, Oid relid)
 	rel = table_open(relid, AccessShareLock);
 	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
 	bbf_session_pin_text();
-	result = !bbf_shape_is_plain(analyze(canonical, rel, "condition"));
+	result = !bbf_shape_is_plain(analyze(canonical, rel, "condition", was));
 	bbf_usercontext_end(&before);
 	table_close(rel, AccessShareLock);
 	return result;
@@ -319,7 +371,7 @@ is_not_simple(Node *node, void *context)
  * are his settings; NULL if not.
  */
 Expr *
-bbf_expr_simple(const char *canonical, Oid relid)
+bbf_expr_simple(const char *canonical, Oid relid, const List *was)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
 	BbfUserContext before;
@@ -327,7 +379,7 @@ bbf_expr_simple(const char *canonical, Oid relid)
 
 	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
 	bbf_session_pin_text();
-	expr = expression_planner((Expr *) analyze(canonical, rel, "condition"));
+	expr = expression_planner((Expr *) analyze(canonical, rel, "condition", was));
 	bbf_usercontext_end(&before);
 	if (is_not_simple((Node *) expr, rel) || !bbf_shape_is_plain((Node *) expr))
 		expr = NULL;

@@ -64,6 +64,17 @@ bbf_index_is_there(const BbfJob *job)
 		(OidIsValid(find_index(job, &valid)) && valid);
 }
 
+/* Drop the job's index, if it has one, in the transaction that is open. */
+void
+bbf_index_drop(const BbfJob *job, const BbfPair *pair)
+{
+	bool		valid;
+	Oid			index = bbf_mode_lookup(job->mode)->pending_index ? find_index(job, &valid) : InvalidOid;
+
+	if (OidIsValid(index))
+		bbf_sql_ddl(psprintf("DROP INDEX %s", quote_qualified_identifier(pair->schema, get_rel_name(index))));
+}
+
 /*
  * About how many rows are pending, by what the server knows of the index that they are
  * read from: its size and how full vacuum has found it; of a table of pending keys that

@@ -15,7 +15,9 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "columns.h"
 #include "commands/trigger.h"
+#include "index.h"
 #include "install.h"
 #include "miscadmin.h"
 #include "mode.h"
@@ -206,6 +208,50 @@ bbf_install_lock_alone(const BbfJob *job)
 	lock_both(job, pair, AccessExclusiveLock, AccessExclusiveLock);
 }
 
+/*
+ * Follow columns of the job's tables that have got other names.  Ours that are called like
+ * the key and the group get those names as well; writes since then may not have been
+ * followed where that is a table.  False: the job has to fill anew.
+ */
+static bool
+follow_columns(BbfJob *job, const BbfPair *pair)
+{
+	static const char *const suffixes[] = {"pending", "sidecar"};
+	bool		renamed = false;
+	ListCell   *lc;
+
+	foreach(lc, bbf_columns_follow(job))
+	{
+		const BbfColumn *was = lfirst(lc);
+
+		if (was->att != pair->source_key_att && was->att != pair->group_att)
+			continue;
+		for (int i = 0; i < (int) lengthof(suffixes); i++)
+		{
+			char	   *object = bbf_job_object(job, suffixes[i]);
+			Oid			relid = get_relname_relid(object, get_namespace_oid(pair->schema, false));
+			char	   *name = get_attname(pair->source, was->att, false);
+
+			if (!OidIsValid(relid) || bbf_pair_owner(relid) != GetUserId() ||
+				get_attnum(relid, was->name) == InvalidAttrNumber || get_attnum(relid, name) != InvalidAttrNumber)
+				continue;
+			bbf_txn_lock_timeout(bbf_job_setting(job, BBF_LOCK_TIMEOUT));
+			bbf_sql_ddl(psprintf("ALTER %s %s RENAME COLUMN %s TO %s",
+								 get_rel_relkind(relid) == RELKIND_VIEW ? "VIEW" : "TABLE",
+								 quote_qualified_identifier(pair->schema, object),
+								 quote_identifier(was->name), quote_identifier(name)));
+			renamed = true;
+		}
+	}
+	if (!renamed || bbf_mode_lookup(job->mode)->table == NULL || bbf_mode_lookup(job->mode)->passes)
+		return true;
+	if (job->phase == BBF_PHASE_LIVE)
+		bbf_job_ask_sweep(job->name);
+	else
+		bbf_job_restart_fill(job->name);
+	return job->phase == BBF_PHASE_LIVE;
+}
+
 /* What the job is about to make has a name that is free, or its own object's. */
 static void
 check_names(const BbfJob *job, const BbfPair *pair)
@@ -263,6 +309,7 @@ bbf_install_run(BbfJob *job)
 		lock_both(job, pair, ShareRowExclusiveLock, source_lock);
 	pair = bbf_pair_load(job);	/* what was read before the locks is a guess */
 	check_tables(job, pair);
+	(void) follow_columns(job, pair);
 
 	mode->install(job, pair);
 	triggers = mode->triggers(job, pair);
@@ -293,7 +340,7 @@ bbf_install_check(BbfJob *job)
 
 	check_tables(job, pair);
 	bbf_job_rename(job, pair->source, pair->target);
-	if (!bbf_stored_check(job, pair))
+	if (!follow_columns(job, pair) || !bbf_stored_check(job, pair))
 		return false;
 	(void) mode->missing(job, pair, &missing);
 	/* before what may keep the job from going on: who may not read is kept out all the same */
@@ -320,6 +367,21 @@ bbf_install_check(BbfJob *job)
 			(errmsg("job \"%s\": %s is missing, altered or not the job's, repairing", job->name, missing)));
 	bbf_job_enter_phase(job, BBF_PHASE_INSTALL);
 	return false;
+}
+
+/*
+ * Take away what holds the conditions of a job, whatever they are, so that install makes it
+ * anew: triggers, and the index on pending rows.
+ */
+void
+bbf_install_forget_conditions(const BbfJob *job)
+{
+	BbfPair    *pair = bbf_pair_tables(job);
+
+	lock_both(job, pair, AccessExclusiveLock, AccessExclusiveLock);
+	drop_triggers(job, pair->target, pair->target_sql, NIL);
+	drop_triggers(job, pair->source, pair->source_sql, NIL);
+	bbf_index_drop(job, pair);
 }
 
 /* Is the table of pending keys that of the job whose place this one was to take? */

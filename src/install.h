@@ -9,6 +9,7 @@
 #include "pair.h"
 
 extern void bbf_install_run(BbfJob *job);
+extern void bbf_install_forget_conditions(const BbfJob *job);
 extern bool bbf_install_check(BbfJob *job);
 extern void bbf_install_undo(BbfJob *job);
 extern void bbf_install_lock_alone(const BbfJob *job);

@@ -8,6 +8,7 @@
 #include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "columns.h"
 #include "compat.h"
 #include "job.h"
 #include "sql.h"
@@ -96,6 +97,8 @@ read_configuration(BbfJob *job)
 	job->new_match_where = text_column("new_match_where");
 	job->successor_of = text_column("successor_of");
 	job->becomes = text_column("becomes");
+	job->source_columns = bbf_columns_from_array(column("source_columns"));
+	job->target_columns = bbf_columns_from_array(column("target_columns"));
 	job->settings = text_column("settings_text");
 	job->paused = DatumGetBool(column("paused"));
 	job->uninstall = DatumGetBool(column("uninstall"));
@@ -174,6 +177,7 @@ bbf_job_load(const char *name)
 	read_configuration(job);
 	read_state(job);
 	SPI_freetuptable(SPI_tuptable);
+	bbf_columns_resolve(job);
 	return job;
 }
 

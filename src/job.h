@@ -73,6 +73,11 @@ typedef struct BbfJob
 	char	   *new_match_where;
 	char	   *successor_of;	/* the job whose place it takes; NULL: none */
 	char	   *becomes;		/* a successor's: the mode that its job gets; NULL: its own */
+	List	   *source_columns; /* of BbfColumn: the names that the above knows them by */
+	List	   *target_columns;
+	List	   *source_was;		/* those of them that have another name now, which the above has already, but
+								 * for the conditions */
+	List	   *target_was;
 	char	   *settings;		/* "name=value,...", or NULL */
 	bool		paused;
 	bool		uninstall;
@@ -158,6 +163,7 @@ extern bool bbf_job_enter_phase(BbfJob *job, BbfPhase phase);
 extern bool bbf_job_begin_walk(BbfJob *job, const char *high_mark, int64 rows_total);
 extern bool bbf_job_save_batch(BbfJob *job, const BbfBatch *batch, bool sweep);
 extern void bbf_job_change_conditions(const BbfJob *job);
+extern void bbf_job_ask_sweep(const char *name);
 extern void bbf_job_end_sweep(BbfJob *job);
 extern void bbf_job_keep_percent(BbfJob *job, double percent);
 extern void bbf_job_set_flag_added(BbfJob *job, bool added);
@@ -173,6 +179,7 @@ extern void bbf_job_wait(const char *name, const char *waiting_for, int64 delay_
 extern void bbf_job_clear_retries(BbfJob *job);
 extern void bbf_job_set_well(const char *name);
 extern void bbf_job_restart_fill(const char *name);
+extern void bbf_job_begin_anew(const char *name);
 extern void bbf_job_forget_handouts(const char *name);
 extern void bbf_job_delete(const char *name);
 

@@ -176,6 +176,18 @@ bbf_job_change_conditions(const BbfJob *job)
 				 "", 1, types, values, NULL);
 }
 
+/* Let a live job have a sweep soon. */
+void
+bbf_job_ask_sweep(const char *name)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name)};
+
+	bbf_sql_catalog("UPDATE bgw_backfill.job SET verify_requests = verify_requests OPERATOR(pg_catalog.+) 1"
+					" WHERE job OPERATOR(pg_catalog.=) $1",
+					1, types, values, NULL, SPI_OK_UPDATE);
+}
+
 /* A sweep has reached its end: what it found is the truth of its beginning. */
 void
 bbf_job_end_sweep(BbfJob *job)
@@ -265,7 +277,7 @@ bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner)
 	CStringGetTextDatum(GetUserNameFromId(owner, false)), ObjectIdGetDatum(owner)};
 
 	bbf_job_rename(job, source, target);
-	bbf_sql_catalog("UPDATE bgw_backfill.job SET owner = $2, role_oid = $3"
+	bbf_sql_catalog("UPDATE bgw_backfill.job SET owner = $2, role_oid = $3, source_columns = '{}', target_columns = '{}'"
 					" WHERE job OPERATOR(pg_catalog.=) $1",
 					3, types, values, NULL, SPI_OK_UPDATE);
 	/* what was handed out there is not handed out here */
@@ -408,6 +420,22 @@ bbf_job_restart_fill(const char *name)
 				 " switch_xid = NULL, phase_started_at = pg_catalog.clock_timestamp()",
 				 " AND phase OPERATOR(pg_catalog.<>) ALL ('{install,uninstall}')",
 				 1, types, values, NULL);
+}
+
+/* Put a job back to its very beginning; a failure is forgotten, but not that it is held. */
+void
+bbf_job_begin_anew(const char *name)
+{
+	Oid			types[1];
+	Datum		values[1];
+
+	update_state(name,
+				 "phase = 'install', generation = generation OPERATOR(pg_catalog.+) 1,"
+				 " walk_cursor = NULL, high_mark = NULL, live_since = NULL, sweep_started_at = NULL, scan_at = NULL,"
+				 " switch_xid = NULL, phase_started_at = pg_catalog.clock_timestamp(),"
+				 " health = CASE health WHEN 'held' THEN health ELSE 'ok' END, retries = 0, waits = 0, retry_at = NULL,"
+				 " waiting_for = NULL, waiting_since = NULL",
+				 "", 1, types, values, NULL);
 }
 
 /* Delete the rows of a job from some tables. */

@@ -46,6 +46,7 @@
 #include "postgres.h"
 
 #include "executor/spi.h"
+#include "expr.h"
 #include "mode_column.h"
 #include "utils/builtins.h"
 
@@ -246,11 +247,12 @@ column_pending_from(const BbfJob *job, const BbfPair *pair)
 static char *
 column_pending_index(const BbfJob *job, const BbfPair *pair)
 {
+	const char *where = bbf_expr_renamed(job->pending_where, pair->source, job->source_was);
+
 	return psprintf("ON ONLY %s (%s%s%s) WHERE NOT %s%s%s", pair->source_sql,
 					pair->group_by ? pair->group_by : "", pair->group_by ? ", " : "",
 					pair->source_key, bbf_column_flag(job),
-					job->pending_where ? " AND " : "",
-					job->pending_where ? psprintf("(%s)", job->pending_where) : "");
+					where ? " AND " : "", where ? psprintf("(%s)", where) : "");
 }
 
 const BbfMode bbf_mode_column = {

@@ -75,7 +75,7 @@ bbf_column_check(const BbfJob *job, Relation source, Relation target)
 				 errmsg("mode \"column\" needs a flag_column")));
 	check_source_can_be_updated(source);
 	bbf_shape_report_triggers(source, WARNING);
-	if (bbf_expr_runs_users_code(job->pending_where, RelationGetRelid(source)))
+	if (bbf_expr_runs_users_code(job->pending_where, RelationGetRelid(source), job->source_was))
 		ereport(WARNING,
 				(errmsg("pending_where calls functions, or uses types, that are not the server's own"),
 				 errdetail("It becomes the condition of an index, which the server evaluates as whoever reads or writes table \"%s\".",

@@ -412,7 +412,7 @@ static char *
 sidecar_source_settle_one(const BbfJob *job, const BbfPair *pair)
 {
 	if (!pair->has_foreign_key || pair->match_where ||
-		bbf_expr_runs_users_code(job->pending_where, pair->source))
+		bbf_expr_runs_users_code(job->pending_where, pair->source, job->source_was))
 		return NULL;			/* the last: no trigger has looked whether it is eligible */
 	return psprintf("INSERT INTO %s AS d (%s) SELECT %s FROM ONLY %s s WHERE s.%s %s $1 AND NOT %s %s",
 					bbf_sidecar_table(job, pair), columns(pair, ""), columns(pair, "s."), pair->source_sql,

@@ -252,10 +252,10 @@ source_triggers(List *list, const BbfJob *job, const BbfPair *pair)
 	const char *s = pair->source_sql;
 	Oid			relid = pair->source;
 	/* the server evaluates a WHEN as who writes, and under his path */
-	bool		when = pair->pending_where && !bbf_expr_runs_users_code(job->pending_where, relid);
-	char	   *is_new = when ? psprintf(" WHEN %s", bbf_expr_deparse(job->pending_where, relid, "new")) : "";
-	char	   *was_old = when ? psprintf(" WHEN %s", bbf_expr_deparse(job->pending_where, relid, "old")) : "";
-	Bitmapset  *columns = bbf_expr_columns(job->pending_where, relid);
+	bool		when = pair->pending_where && !bbf_expr_runs_users_code(job->pending_where, relid, job->source_was);
+	char	   *is_new = when ? psprintf(" WHEN %s", bbf_expr_deparse(job->pending_where, relid, job->source_was, "new")) : "";
+	char	   *was_old = when ? psprintf(" WHEN %s", bbf_expr_deparse(job->pending_where, relid, job->source_was, "old")) : "";
+	Bitmapset  *columns = bbf_expr_columns(job->pending_where, relid, job->source_was);
 	char	   *changed;
 	char	   *of_columns;
 	bool		of_any;

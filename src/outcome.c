@@ -124,12 +124,21 @@ record_for(BbfJob *job, const ErrorData *edata, Verdict verdict)
 {
 	if (job->phase == BBF_PHASE_INDEX)
 		bbf_job_keep_percent(job, bbf_shmem_index_percent());
-	/* pause() or untrack() meant it */
-	if (job->uninstall && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	/* pause(), untrack() or configure() meant it */
+	if ((job->uninstall || job->changing) && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		return GetCurrentTimestamp();
 	if (job->paused && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		return 0;
+	/* renamed since the last check; the next step has one */
+	if (edata->sqlerrcode == ERRCODE_UNDEFINED_COLUMN && (job->source_was || job->target_was))
+		return GetCurrentTimestamp();
 	log_error(bbf_job_display_name(job), edata, verdict);
+	/* the condition that is about to change is what failed */
+	if (job->changing && job->phase == BBF_PHASE_LIVE && verdict == FAIL)
+	{
+		bbf_job_begin_anew(job->name);
+		return GetCurrentTimestamp();
+	}
 	return record(job, edata, verdict);
 }
 

@@ -375,8 +375,8 @@ bbf_pair_load(const BbfJob *job)
 	source_att = pair->source_key_att;
 	target_att = pair->target_key_att;
 	pair->has_foreign_key = bbf_pair_find_foreign_key(source, target, &source_att, &target_att, &nfound);
-	pair->pending_where = bbf_expr_deparse(job->pending_where, pair->source, "s");
-	pair->match_where = bbf_expr_deparse(job->match_where, pair->target, "m");
+	pair->pending_where = bbf_expr_deparse(job->pending_where, pair->source, job->source_was, "s");
+	pair->match_where = bbf_expr_deparse(job->match_where, pair->target, job->target_was, "m");
 
 	table_close(target, MyBackendType == B_BG_WORKER ? NoLock : AccessShareLock);
 	table_close(source, MyBackendType == B_BG_WORKER ? NoLock : AccessShareLock);

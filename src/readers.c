@@ -199,10 +199,10 @@ bbf_readers_warn(const BbfJob *job, const char *mode)
 	bbf_usercontext_begin(pair->owner, true, &before);
 	if (next->passes)
 		warn(pair, mode, view, pair->target, pair->target_sql,
-			 bms_add_member(bbf_expr_columns(job->match_where, pair->target), pair->target_key_att));
+			 bms_add_member(bbf_expr_columns(job->match_where, pair->target, job->target_was), pair->target_key_att));
 	if (next->table == NULL)
 		warn(pair, mode, view, pair->source, pair->source_sql,
-			 bms_add_member(bms_add_member(bbf_expr_columns(job->pending_where, pair->source), pair->source_key_att),
+			 bms_add_member(bms_add_member(bbf_expr_columns(job->pending_where, pair->source, job->source_was), pair->source_key_att),
 							pair->group_by ? pair->group_att : pair->source_key_att));
 	if (next->table && !bbf_mode_same_place(next, bbf_mode_lookup(job->mode)) &&
 		bbf_shape_has_row_security(pair->source) &&

@@ -352,8 +352,8 @@ nothing_happened(const BbfWalk *walk, const BbfVisible *before)
 	const BbfJob *job = walk->job;
 
 	return bbf_txn_same_visible(before) &&
-		(job->pending_where == NULL || bbf_expr_simple(job->pending_where, walk->pair->source)) &&
-		(job->match_where == NULL || bbf_expr_simple(job->match_where, walk->pair->target)) &&
+		(job->pending_where == NULL || bbf_expr_simple(job->pending_where, walk->pair->source, job->source_was)) &&
+		(job->match_where == NULL || bbf_expr_simple(job->match_where, walk->pair->target, job->target_was)) &&
 		bbf_shape_write_is_plain(get_relname_relid(bbf_job_object(job, "sidecar"),
 												   get_namespace_oid(walk->pair->schema, false)),
 								 TRIGGER_TYPE_INSERT);

@@ -48,9 +48,7 @@ forget(const BbfJob *job, const char *order)
 		bbf_sql_catalog("DELETE FROM bgw_backfill.passed WHERE job OPERATOR(pg_catalog.=) $1",
 						1, types, values, NULL, SPI_OK_DELETE);
 	if (job->phase == BBF_PHASE_LIVE)
-		bbf_sql_catalog("UPDATE bgw_backfill.job SET verify_requests = verify_requests OPERATOR(pg_catalog.+) 1"
-						" WHERE job OPERATOR(pg_catalog.=) $1",
-						1, types, values, NULL, SPI_OK_UPDATE);
+		bbf_job_ask_sweep(job->name);
 	ereport(LOG,
 			(errmsg("job \"%s\": keys or groups that were stored have lost their meaning, beginning anew", job->name),
 			 order ? errdetail("The type, the collation or the order of the key or the group has changed.") :

@@ -64,7 +64,7 @@ List *
 bbf_trigger_target_defs(const BbfJob *job, const BbfPair *pair)
 {
 	const char *m = pair->target_sql;
-	Bitmapset  *columns = bbf_expr_columns(job->match_where, pair->target);
+	Bitmapset  *columns = bbf_expr_columns(job->match_where, pair->target, job->target_was);
 	char	   *changed;
 	List	   *list = NIL;
 

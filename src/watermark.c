@@ -182,8 +182,6 @@ look_for_truncate(BbfJob *job, const BbfPair *pair)
 {
 	Oid			types[] = {OIDOID, OIDOID};
 	Datum		values[] = {ObjectIdGetDatum(pair->source), ObjectIdGetDatum(pair->target)};
-	Oid			name_type[] = {TEXTOID};
-	Datum		name[] = {CStringGetTextDatum(job->name)};
 	char	   *files;
 
 	(void) bbf_sql_run("SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_relation_filenode($1),"
@@ -195,9 +193,7 @@ look_for_truncate(BbfJob *job, const BbfPair *pair)
 		return;
 	update_state(job, "files = $3", files, NULL, NULL);
 	if (job->files)
-		bbf_sql_catalog("UPDATE bgw_backfill.job SET verify_requests = verify_requests OPERATOR(pg_catalog.+) 1"
-						" WHERE job OPERATOR(pg_catalog.=) $1",
-						1, name_type, name, NULL, SPI_OK_UPDATE);
+		bbf_job_ask_sweep(job->name);
 }
 
 /* The key that is so many rows below the watermark; NULL: the beginning. */

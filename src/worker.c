@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "change.h"
 #include "common/pg_prng.h"
 #include "compat.h"
 #include "fill.h"
@@ -258,7 +259,10 @@ phase_step(BbfJob *job)
 	switch (job->phase)
 	{
 		case BBF_PHASE_INSTALL:
-			bbf_install_run(job);
+			if (job->changing)
+				bbf_change_anew(job);
+			else
+				bbf_install_run(job);
 			break;
 		case BBF_PHASE_FILL:
 		case BBF_PHASE_VERIFY:
