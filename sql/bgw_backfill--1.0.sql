@@ -39,6 +39,7 @@ CREATE TABLE bgw_backfill.job (
 	new_match_where	text,
 	source_columns	text[] NOT NULL DEFAULT '{}',
 	target_columns	text[] NOT NULL DEFAULT '{}',
+	objects			oid[] NOT NULL DEFAULT '{}',
 	settings		text[] NOT NULL DEFAULT '{}',
 	paused			boolean NOT NULL DEFAULT false,
 	uninstall		boolean NOT NULL DEFAULT false,
@@ -56,6 +57,7 @@ COMMENT ON COLUMN bgw_backfill.job.successor_of IS 'the job whose place this one
 COMMENT ON COLUMN bgw_backfill.job.becomes IS 'the mode that a successor gives its job, where it is not the one that it is built in';
 COMMENT ON COLUMN bgw_backfill.job.changing IS 'the new conditions are to take effect';
 COMMENT ON COLUMN bgw_backfill.job.source_columns IS 'the number and the name of each column of the source, as the names above and the conditions have them; target_columns: of the target';
+COMMENT ON COLUMN bgw_backfill.job.objects IS 'what the job has made: view, table of pending keys, its two indexes, index on the source';
 COMMENT ON COLUMN bgw_backfill.job.settings IS 'per-job settings as name=value';
 
 CREATE TABLE bgw_backfill.job_state (

@@ -50,6 +50,7 @@
 #include "enqueue.h"
 #include "executor/executor.h"
 #include "expr.h"
+#include "objects.h"
 #include "rewrite/rewriteHandler.h"
 #include "shape.h"
 #include "utils/fmgroids.h"
@@ -153,7 +154,7 @@ has_simple_condition(const BbfJob *job, const BbfPair *pair)
 bool
 bbf_enqueue_is_possible(const BbfJob *job, const BbfPair *pair)
 {
-	Oid			relid = get_relname_relid(bbf_job_object(job, "sidecar"), get_namespace_oid(pair->schema, false));
+	Oid			relid = bbf_object_find(job, BBF_SIDECAR);
 	Relation	table;
 	Relation	source;
 	bool		result;

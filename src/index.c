@@ -14,11 +14,11 @@
  */
 #include "postgres.h"
 
-#include "catalog/namespace.h"
 #include "catalog/pg_index.h"
 #include "index.h"
 #include "mode.h"
 #include "names.h"
+#include "objects.h"
 #include "postmaster/autovacuum.h"
 #include "shmem.h"
 #include "session.h"
@@ -34,8 +34,7 @@ static Oid
 find_index(const BbfJob *job, bool *valid)
 {
 	Oid			source = bbf_job_source(job);
-	Oid			index = OidIsValid(source) ?
-	get_relname_relid(bbf_job_object(job, "pending_idx"), get_rel_namespace(source)) : InvalidOid;
+	Oid			index = OidIsValid(source) ? bbf_object_find(job, BBF_PENDING_IDX) : InvalidOid;
 	HeapTuple	tuple;
 
 	*valid = false;
@@ -72,7 +71,7 @@ bbf_index_drop(const BbfJob *job, const BbfPair *pair)
 	Oid			index = bbf_mode_lookup(job->mode)->pending_index ? find_index(job, &valid) : InvalidOid;
 
 	if (OidIsValid(index))
-		bbf_sql_ddl(psprintf("DROP INDEX %s", quote_qualified_identifier(pair->schema, get_rel_name(index))));
+		bbf_sql_ddl(psprintf("DROP INDEX %s", bbf_object_sql(job, BBF_PENDING_IDX)));
 }
 
 /*
@@ -83,9 +82,9 @@ bbf_index_drop(const BbfJob *job, const BbfPair *pair)
 int64
 bbf_index_estimate(const BbfJob *job, const BbfPair *pair)
 {
-	Oid			schema = get_rel_namespace(pair->source);
 	Oid			types[] = {OIDOID, OIDOID};
-	Datum		values[] = {ObjectIdGetDatum(get_relname_relid(bbf_job_object(job, bbf_mode_lookup(job->mode)->index), schema)),
+	Datum		values[] = {ObjectIdGetDatum(bbf_object_find(job, bbf_mode_lookup(job->mode)->table == NULL ? BBF_PENDING_IDX :
+														 job->group_by ? BBF_SIDECAR_IDX : BBF_SIDECAR_KEY)),
 	ObjectIdGetDatum(pair->source)};
 	int64		estimate = 0;
 
@@ -158,9 +157,8 @@ plan_build(const char *job_name, Build *build)
 	BbfJob	   *job;
 	const BbfMode *mode;
 	BbfPair    *pair;
-	static const char *const pending_idx = "pending_idx";
+	static const BbfObject pending_idx = BBF_PENDING_IDX;
 	bool		valid;
-	char	   *name;
 
 	if (!bbf_txn_begin())
 		return false;
@@ -172,7 +170,6 @@ plan_build(const char *job_name, Build *build)
 	}
 	mode = bbf_mode_lookup(job->mode);
 	pair = bbf_pair_load(job);
-	name = bbf_job_object(job, pending_idx);
 	memset(build, 0, sizeof(Build));
 	build->lock_timeout = bbf_job_setting(job, BBF_LOCK_TIMEOUT);
 	build->table_sql = mode->table ? mode->table(job, pair) : pair->source_sql;
@@ -183,9 +180,9 @@ plan_build(const char *job_name, Build *build)
 	}
 	bbf_names_check_installed(job, get_rel_namespace(pair->source), &pending_idx, 1);
 	if (OidIsValid(find_index(job, &valid)) && !valid)
-		build->drop = psprintf("DROP INDEX CONCURRENTLY %s", quote_qualified_identifier(pair->schema, name));
+		build->drop = psprintf("DROP INDEX CONCURRENTLY %s", bbf_object_sql(job, BBF_PENDING_IDX));
 	if (!valid)
-		build->create = psprintf("CREATE INDEX CONCURRENTLY %s %s", quote_identifier(name),
+		build->create = psprintf("CREATE INDEX CONCURRENTLY %s %s", quote_identifier(bbf_object_name(job, BBF_PENDING_IDX)),
 								 mode->pending_index(job, pair));
 	bbf_txn_commit();
 	return true;
@@ -204,10 +201,10 @@ finish(const char *job_name)
 	{
 		if (bbf_mode_lookup(job->mode)->pending_index)
 			bbf_sql_ddl(psprintf("COMMENT ON INDEX %s IS %s",
-							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(bbf_job_source(job))),
-														bbf_job_object(job, "pending_idx")),
+							 bbf_object_sql(job, BBF_PENDING_IDX),
 							 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill",
 															bbf_job_display_name(job)))));
+		bbf_objects_record(job);
 		bbf_job_enter_phase(job, BBF_PHASE_VERIFY);
 	}
 	bbf_txn_commit();

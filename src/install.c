@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "mode.h"
 #include "names.h"
+#include "objects.h"
 #include "shape.h"
 #include "sql.h"
 #include "stored.h"
@@ -33,12 +34,6 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
-static char *
-view_name(const BbfJob *job, const BbfPair *pair)
-{
-	return quote_qualified_identifier(pair->schema, bbf_job_object(job, "pending"));
-}
-
 /*
  * The view of the pending rows.  A security invoker's: it gives nobody a look
  * at rows that he could not read himself.
@@ -49,7 +44,7 @@ bbf_install_view_sql(const BbfJob *job, const BbfPair *pair)
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
 
 	return psprintf("CREATE OR REPLACE VIEW %s WITH (security_invoker = true) AS SELECT s.%s%s%s %s",
-					view_name(job, pair), pair->source_key,
+					bbf_object_sql(job, BBF_VIEW), pair->source_key,
 					pair->group_by ? ", s." : "", pair->group_by ? pair->group_by : "",
 					mode->pending_from(job, pair));
 }
@@ -130,16 +125,15 @@ make_trigger(const BbfTriggerDef *def, const BbfJob *job, const BbfPair *pair)
 
 /* The view's OID; an error if something else has its name. */
 static Oid
-find_view(const BbfJob *job, const BbfPair *pair)
+find_view(const BbfJob *job)
 {
-	Oid			view = get_relname_relid(bbf_job_object(job, "pending"),
-										 get_namespace_oid(pair->schema, false));
+	Oid			view = bbf_object_find(job, BBF_VIEW);
 
 	if (OidIsValid(view) && get_rel_relkind(view) != RELKIND_VIEW)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("relation \"%s\" is in the way of the view of pending rows",
-						bbf_job_object(job, "pending")),
+						bbf_object_name(job, BBF_VIEW)),
 				 errhint("Rename it, then use bgw_backfill.resume('%s').", job->name)));
 	return view;
 }
@@ -151,7 +145,7 @@ find_view(const BbfJob *job, const BbfPair *pair)
 static void
 check_tables(const BbfJob *job, const BbfPair *pair)
 {
-	Oid			view = find_view(job, pair);
+	Oid			view = find_view(job);
 	const char *what = NULL;
 	Relation	source;
 	Relation	target;
@@ -216,7 +210,6 @@ bbf_install_lock_alone(const BbfJob *job)
 static bool
 follow_columns(BbfJob *job, const BbfPair *pair)
 {
-	static const char *const suffixes[] = {"pending", "sidecar"};
 	bool		renamed = false;
 	ListCell   *lc;
 
@@ -226,10 +219,9 @@ follow_columns(BbfJob *job, const BbfPair *pair)
 
 		if (was->att != pair->source_key_att && was->att != pair->group_att)
 			continue;
-		for (int i = 0; i < (int) lengthof(suffixes); i++)
+		for (BbfObject object = BBF_VIEW; object <= BBF_SIDECAR; object++)
 		{
-			char	   *object = bbf_job_object(job, suffixes[i]);
-			Oid			relid = get_relname_relid(object, get_namespace_oid(pair->schema, false));
+			Oid			relid = bbf_object_find(job, object);
 			char	   *name = get_attname(pair->source, was->att, false);
 
 			if (!OidIsValid(relid) || bbf_pair_owner(relid) != GetUserId() ||
@@ -237,8 +229,8 @@ follow_columns(BbfJob *job, const BbfPair *pair)
 				continue;
 			bbf_txn_lock_timeout(bbf_job_setting(job, BBF_LOCK_TIMEOUT));
 			bbf_sql_ddl(psprintf("ALTER %s %s RENAME COLUMN %s TO %s",
-								 get_rel_relkind(relid) == RELKIND_VIEW ? "VIEW" : "TABLE",
-								 quote_qualified_identifier(pair->schema, object),
+								 object == BBF_VIEW ? "VIEW" : "TABLE",
+								 bbf_object_sql(job, object),
 								 quote_identifier(was->name), quote_identifier(name)));
 			renamed = true;
 		}
@@ -256,18 +248,18 @@ follow_columns(BbfJob *job, const BbfPair *pair)
 static void
 check_names(const BbfJob *job, const BbfPair *pair)
 {
-	static const char *const suffixes[] = {"pending", "sidecar", "sidecar_idx", "sidecar_key"};
+	static const BbfObject objects[] = {BBF_VIEW, BBF_SIDECAR, BBF_SIDECAR_IDX, BBF_SIDECAR_KEY};
 	int			first = job->successor_of ? 1 : 0;
-	int			last = bbf_mode_lookup(job->mode)->table ? (int) lengthof(suffixes) : 1;
+	int			last = bbf_mode_lookup(job->mode)->table ? (int) lengthof(objects) : 1;
 
-	bbf_names_check_installed(job, get_namespace_oid(pair->schema, false), suffixes + first, Max(last - first, 0));
+	bbf_names_check_installed(job, get_namespace_oid(pair->schema, false), objects + first, Max(last - first, 0));
 }
 
 static void
 make_view(const BbfJob *job, const BbfPair *pair)
 {
 	bbf_sql_ddl(bbf_install_view_sql(job, pair));
-	bbf_sql_ddl(psprintf("COMMENT ON VIEW %s IS %s", view_name(job, pair),
+	bbf_sql_ddl(psprintf("COMMENT ON VIEW %s IS %s", bbf_object_sql(job, BBF_VIEW),
 						 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))));
 }
 
@@ -309,6 +301,7 @@ bbf_install_run(BbfJob *job)
 		lock_both(job, pair, ShareRowExclusiveLock, source_lock);
 	pair = bbf_pair_load(job);	/* what was read before the locks is a guess */
 	check_tables(job, pair);
+	bbf_objects_move_along(job, get_rel_namespace(pair->source));
 	(void) follow_columns(job, pair);
 
 	mode->install(job, pair);
@@ -320,6 +313,7 @@ bbf_install_run(BbfJob *job)
 	if (job->successor_of == NULL)
 		make_view(job, pair);
 
+	bbf_objects_record(job);
 	bbf_job_rename(job, pair->source, pair->target);
 	bbf_job_enter_phase(job, BBF_PHASE_FILL);
 }
@@ -339,6 +333,7 @@ bbf_install_check(BbfJob *job)
 	ListCell   *lc;
 
 	check_tables(job, pair);
+	bbf_objects_move_along(job, get_rel_namespace(pair->source));
 	bbf_job_rename(job, pair->source, pair->target);
 	if (!follow_columns(job, pair) || !bbf_stored_check(job, pair))
 		return false;
@@ -358,8 +353,9 @@ bbf_install_check(BbfJob *job)
 	}
 	if (missing == NULL && mode->strange)
 		missing = mode->strange(job, pair);
-	if (missing == NULL && job->successor_of == NULL && !OidIsValid(find_view(job, pair)))
-		missing = psprintf("view \"%s\"", bbf_job_object(job, "pending"));
+	if (missing == NULL && job->successor_of == NULL && !OidIsValid(find_view(job)))
+		missing = psprintf("view \"%s\"", bbf_object_name(job, BBF_VIEW));
+	bbf_objects_record(job);
 	if (missing == NULL)
 		return true;
 
@@ -400,17 +396,13 @@ shares_table(const BbfJob *job)
 static void
 drop_leftovers(const BbfJob *job)
 {
-	static const char *const suffixes[] = {"pending", "sidecar"};
-	Oid			schema = get_namespace_oid(job->source_schema, true);
-
-	for (int i = job->successor_of ? 1 : 0; OidIsValid(schema) && i < (int) lengthof(suffixes); i++)
+	for (BbfObject object = job->successor_of ? BBF_SIDECAR : BBF_VIEW; object <= BBF_SIDECAR; object++)
 	{
-		char	   *name = bbf_job_object(job, suffixes[i]);
-		Oid			relid = get_relname_relid(name, schema);
+		Oid			relid = bbf_object_find(job, object);
 
 		if (OidIsValid(relid) && bbf_pair_owner(relid) == GetUserId() && !shares_table(job))
 			bbf_sql_ddl(psprintf("DROP %s %s", get_rel_relkind(relid) == RELKIND_VIEW ? "VIEW" : "TABLE",
-								 quote_qualified_identifier(job->source_schema, name)));
+								 bbf_object_sql(job, object)));
 	}
 }
 
@@ -435,8 +427,8 @@ bbf_install_undo(BbfJob *job)
 		lock_table(pair->source_sql, job->drop_objects ? AccessExclusiveLock : ShareRowExclusiveLock,
 				   Max(Min(timeout, DeadlockTimeout) / 2, 1));
 		drop_triggers(job, pair->source, pair->source_sql, NIL);
-		if (job->successor_of == NULL && job->drop_objects && OidIsValid(find_view(job, pair)))
-			bbf_sql_ddl(psprintf("DROP VIEW %s", view_name(job, pair)));
+		if (job->successor_of == NULL && job->drop_objects && OidIsValid(find_view(job)))
+			bbf_sql_ddl(psprintf("DROP VIEW %s", bbf_object_sql(job, BBF_VIEW)));
 		if (!shares_table(job))
 			mode->uninstall(job, pair);
 	}

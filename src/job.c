@@ -14,6 +14,7 @@
 #include "sql.h"
 #include "throttle.h"
 #include "txn.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
@@ -71,6 +72,17 @@ column(const char *name)
 }
 
 static void
+read_objects(BbfJob *job)
+{
+	Datum	   *oids;
+	int			n;
+
+	deconstruct_array(DatumGetArrayTypeP(column("objects")), OIDOID, sizeof(Oid), true, TYPALIGN_INT, &oids, NULL, &n);
+	for (int i = 0; i < Min(n, BBF_OBJECTS); i++)
+		job->objects[i] = DatumGetObjectId(oids[i]);
+}
+
+static void
 read_configuration(BbfJob *job)
 {
 	job->name = text_column("job");
@@ -99,6 +111,7 @@ read_configuration(BbfJob *job)
 	job->becomes = text_column("becomes");
 	job->source_columns = bbf_columns_from_array(column("source_columns"));
 	job->target_columns = bbf_columns_from_array(column("target_columns"));
+	read_objects(job);
 	job->settings = text_column("settings_text");
 	job->paused = DatumGetBool(column("paused"));
 	job->uninstall = DatumGetBool(column("uninstall"));

@@ -46,6 +46,17 @@ typedef enum BbfStage
 	BBF_STAGES
 } BbfStage;
 
+/* the relations that a job makes; see objects.c */
+typedef enum BbfObject
+{
+	BBF_VIEW,
+	BBF_SIDECAR,
+	BBF_SIDECAR_KEY,
+	BBF_SIDECAR_IDX,
+	BBF_PENDING_IDX,
+	BBF_OBJECTS
+} BbfObject;
+
 typedef struct BbfJob
 {
 	/* configuration: table job */
@@ -78,6 +89,7 @@ typedef struct BbfJob
 	List	   *source_was;		/* those of them that have another name now, which the above has already, but
 								 * for the conditions */
 	List	   *target_was;
+	Oid			objects[BBF_OBJECTS];	/* 0: not there, or not recorded yet */
 	char	   *settings;		/* "name=value,...", or NULL */
 	bool		paused;
 	bool		uninstall;

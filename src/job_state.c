@@ -277,7 +277,7 @@ bbf_job_adopt(BbfJob *job, Oid source, Oid target, Oid owner)
 	CStringGetTextDatum(GetUserNameFromId(owner, false)), ObjectIdGetDatum(owner)};
 
 	bbf_job_rename(job, source, target);
-	bbf_sql_catalog("UPDATE bgw_backfill.job SET owner = $2, role_oid = $3, source_columns = '{}', target_columns = '{}'"
+	bbf_sql_catalog("UPDATE bgw_backfill.job SET owner = $2, role_oid = $3, source_columns = '{}', target_columns = '{}', objects = '{}'"
 					" WHERE job OPERATOR(pg_catalog.=) $1",
 					3, types, values, NULL, SPI_OK_UPDATE);
 	/* what was handed out there is not handed out here */

@@ -10,6 +10,7 @@
 #include "executor/executor.h"
 #include "expr.h"
 #include "mode_column.h"
+#include "objects.h"
 #include "readers.h"
 #include "rewrite/prs2lock.h"
 #include "shape.h"
@@ -269,7 +270,7 @@ bbf_column_uninstall(const BbfJob *job, const BbfPair *pair)
 		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s DROP COLUMN %s", pair->source_sql, bbf_column_flag(job)));
 	else
 		bbf_sql_ddl(psprintf("DROP INDEX IF EXISTS %s",
-					 quote_qualified_identifier(pair->schema, bbf_job_object(job, "pending_idx"))));
+					 bbf_object_sql(job, BBF_PENDING_IDX)));
 }
 
 /* Begin a transaction for DDL, whose locks wait no longer than the job allows. */

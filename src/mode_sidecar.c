@@ -51,13 +51,14 @@
 #include "executor/spi.h"
 #include "expr.h"
 #include "mode_sidecar.h"
+#include "objects.h"
 #include "utils/builtins.h"
 
 /* The sidecar, quoted and with its schema. */
 char *
 bbf_sidecar_table(const BbfJob *job, const BbfPair *pair)
 {
-	return quote_qualified_identifier(pair->schema, bbf_job_object(job, "sidecar"));
+	return bbf_object_sql(job, BBF_SIDECAR);
 }
 
 /* "key" or "key, group", each with a prefix. */

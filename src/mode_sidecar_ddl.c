@@ -6,7 +6,6 @@
 #include "postgres.h"
 
 #include "access/table.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_type.h"
@@ -15,6 +14,7 @@
 #include "executor/spi.h"
 #include "expr.h"
 #include "mode_sidecar.h"
+#include "objects.h"
 #include "readers.h"
 #include "shape.h"
 #include "sql.h"
@@ -30,7 +30,7 @@
 Oid
 bbf_sidecar_find(const BbfJob *job, const BbfPair *pair)
 {
-	return get_relname_relid(bbf_job_object(job, "sidecar"), get_namespace_oid(pair->schema, false));
+	return bbf_object_find(job, BBF_SIDECAR);
 }
 
 /* The sidecar must not have two columns of one name, nor an order of its own. */
@@ -61,7 +61,7 @@ char *
 bbf_sidecar_describe(const BbfJob *job, Relation source)
 {
 	return psprintf("table \"%s\" would be created beside table \"%s\", which is never updated",
-					bbf_job_object(job, "sidecar"), RelationGetRelationName(source));
+					bbf_object_name(job, BBF_SIDECAR), RelationGetRelationName(source));
 }
 
 /* One column of the sidecar against the source's. */
@@ -87,11 +87,11 @@ check_column(const BbfJob *job, Oid sidecar, Oid source, const char *name)
 						 quote_identifier(get_rel_name(sidecar)), job->name)));
 }
 
-/* Has the sidecar an index of that name? */
+/* Has the sidecar that index? */
 static bool
-has_index(const BbfJob *job, const BbfPair *pair, const char *suffix)
+has_index(const BbfJob *job, const BbfPair *pair, BbfObject object)
 {
-	Oid			index = get_relname_relid(bbf_job_object(job, suffix), get_namespace_oid(pair->schema, false));
+	Oid			index = bbf_object_find(job, object);
 	HeapTuple	tuple = OidIsValid(index) ? SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index)) : NULL;
 	bool		result = HeapTupleIsValid(tuple) &&
 		((Form_pg_index) GETSTRUCT(tuple))->indrelid == bbf_sidecar_find(job, pair);
@@ -112,22 +112,22 @@ bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair, char **what)
 
 	if (!OidIsValid(sidecar))
 	{
-		*what = psprintf("table \"%s\"", bbf_job_object(job, "sidecar"));
+		*what = psprintf("table \"%s\"", bbf_object_name(job, BBF_SIDECAR));
 		return BBF_MISSING_OBJECT;
 	}
 	if (get_rel_relkind(sidecar) != RELKIND_RELATION || bbf_pair_owner(sidecar) != pair->owner)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("relation \"%s\" is not a table of the owner of job \"%s\"",
-						bbf_job_object(job, "sidecar"), job->name),
+						bbf_object_name(job, BBF_SIDECAR), job->name),
 				 errhint("Rename it or give it back, then use bgw_backfill.resume('%s').", job->name)));
 	check_column(job, sidecar, pair->source, job->source_key);
 	if (job->group_by)
 		check_column(job, sidecar, pair->source, job->group_by);
-	if (!has_index(job, pair, "sidecar_key"))
-		*what = psprintf("index \"%s\"", bbf_job_object(job, "sidecar_key"));
-	else if (job->group_by && !has_index(job, pair, "sidecar_idx"))
-		*what = psprintf("index \"%s\"", bbf_job_object(job, "sidecar_idx"));
+	if (!has_index(job, pair, BBF_SIDECAR_KEY))
+		*what = psprintf("index \"%s\"", bbf_object_name(job, BBF_SIDECAR_KEY));
+	else if (job->group_by && !has_index(job, pair, BBF_SIDECAR_IDX))
+		*what = psprintf("index \"%s\"", bbf_object_name(job, BBF_SIDECAR_IDX));
 	else
 		return BBF_MISSING_NOTHING;
 	return BBF_MISSING_OBJECT;
@@ -159,26 +159,6 @@ bbf_sidecar_sync_readers(const BbfJob *job, const BbfPair *pair)
 	bbf_readers_sync(pair, bbf_sidecar_find(job, pair), bbf_sidecar_table(job, pair));
 }
 
-/* A table that was renamed, say, keeps its indexes' names. */
-static void
-check_index_names(const BbfJob *job, const BbfPair *pair)
-{
-	static const char *const suffixes[] = {"sidecar_key", "sidecar_idx"};
-
-	for (int i = 0; i < (int) lengthof(suffixes); i++)
-	{
-		Oid			index = get_relname_relid(bbf_job_object(job, suffixes[i]), get_namespace_oid(pair->schema, false));
-
-		if (OidIsValid(index))
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("relation \"%s\" is in the way of an index of the table of pending keys", get_rel_name(index)),
-					 errdetail("Table \"%s\" is not there.", bbf_job_object(job, "sidecar")),
-					 errhint("If the table was renamed, give it its name again, or drop it; then use bgw_backfill.resume('%s').",
-							 job->name)));
-	}
-}
-
 /* Make the table, or those of its indexes that are not there. */
 void
 bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
@@ -187,7 +167,6 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 
 	if (!OidIsValid(bbf_sidecar_find(job, pair)))
 	{
-		check_index_names(job, pair);
 		bbf_sql_ddl(psprintf("CREATE TABLE %s (%s NOT NULL, %s%s%s pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now())"
 							 " WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000,"
 							 " autovacuum_analyze_scale_factor = 0.1, autovacuum_analyze_threshold = 1000)",
@@ -200,12 +179,12 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 	}
 	else
 		bbf_sidecar_remove_strange(job, pair);
-	if (!has_index(job, pair, "sidecar_key"))
+	if (!has_index(job, pair, BBF_SIDECAR_KEY))
 		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s PRIMARY KEY (%s)", table,
-							 quote_identifier(bbf_job_object(job, "sidecar_key")), pair->source_key));
-	if (pair->group_by && !has_index(job, pair, "sidecar_idx"))
+							 quote_identifier(bbf_object_name(job, BBF_SIDECAR_KEY)), pair->source_key));
+	if (pair->group_by && !has_index(job, pair, BBF_SIDECAR_IDX))
 		bbf_sql_ddl(psprintf("CREATE INDEX %s ON ONLY %s (%s, %s)",
-							 quote_identifier(bbf_job_object(job, "sidecar_idx")), table,
+							 quote_identifier(bbf_object_name(job, BBF_SIDECAR_IDX)), table,
 							 pair->group_by, pair->source_key));
 }
 

@@ -17,6 +17,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "mode_sidecar.h"
+#include "objects.h"
 #include "rewrite/prs2lock.h"
 #include "shape.h"
 #include "sql.h"
@@ -56,7 +57,7 @@ strange_indexes(const BbfJob *job, Relation table)
 
 		if (bbf_shape_index_runs_users_code(index) ||
 			((index->rd_index->indisunique || index->rd_index->indisexclusion) &&
-			 strcmp(name, bbf_job_object(job, "sidecar_key")) != 0))
+			 RelationGetRelid(index) != bbf_object_find(job, BBF_SIDECAR_KEY)))
 			names = lappend(names, pstrdup(name));
 		index_close(index, AccessShareLock);
 	}
@@ -144,12 +145,12 @@ bbf_sidecar_remove_strange(const BbfJob *job, const BbfPair *pair)
 		return;
 	drop_strange(job, pair);
 	ereport(LOG,
-			(errmsg("job \"%s\": removed %s from table \"%s\"", job->name, strange, bbf_job_object(job, "sidecar"))));
+			(errmsg("job \"%s\": removed %s from table \"%s\"", job->name, strange, bbf_object_name(job, BBF_SIDECAR))));
 	strange = bbf_sidecar_strange(job, pair);
 	if (strange)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" has what is not the job's: %s", bbf_job_object(job, "sidecar"), strange),
+				 errmsg("table \"%s\" has what is not the job's: %s", bbf_object_name(job, BBF_SIDECAR), strange),
 				 errdetail("The table is written in the sessions of others, and must run nobody's code there."),
 				 errhint("Use DROP TABLE %s CASCADE and bgw_backfill.resume('%s'); the worker makes it, and the view, anew.",
 						 bbf_sidecar_table(job, pair), job->name)));

@@ -60,11 +60,11 @@ insert_successor(const BbfJob *job, const BbfJob *successor)
 	if (bbf_sql_catalog("INSERT INTO bgw_backfill.job (job, successor_of, becomes, owner, role_oid, database_oid, system_id,"
 						" source_oid, target_oid, source_schema, source_name, target_schema, target_name, mode,"
 						" source_key, target_key, flag_column, pending_where, match_where, group_by, settings, paused,"
-						" source_columns, target_columns)"
+						" source_columns, target_columns, objects)"
 						" SELECT '~' OPERATOR(pg_catalog.||) pg_catalog.gen_random_uuid()::pg_catalog.text, j.job, $4, j.owner, j.role_oid,"
 						" j.database_oid, j.system_id, j.source_oid, j.target_oid, j.source_schema, j.source_name,"
 						" j.target_schema, j.target_name, $2, j.source_key, j.target_key, $3, j.pending_where,"
-						" j.match_where, j.group_by, j.settings, j.paused, j.source_columns, j.target_columns"
+						" j.match_where, j.group_by, j.settings, j.paused, j.source_columns, j.target_columns, j.objects"
 						" FROM bgw_backfill.job j WHERE j.job OPERATOR(pg_catalog.=) $1 ON CONFLICT DO NOTHING",
 						4, types, values, nulls, SPI_OK_INSERT) == 0)
 		ereport(ERROR,

@@ -25,6 +25,7 @@
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "names.h"
+#include "objects.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -148,12 +149,16 @@ bbf_names_check_object(const char *object, Oid schema, Oid owner, const char *hi
 
 /* The same for those that a job is about to make, where some may be there already. */
 void
-bbf_names_check_installed(const BbfJob *job, Oid schema, const char *const *suffixes, int n)
+bbf_names_check_installed(const BbfJob *job, Oid schema, const BbfObject *objects, int n)
 {
 	const char *name = bbf_job_display_name(job);
 
 	for (int i = 0; i < n; i++)
-		bbf_names_check_object(bbf_job_object(job, suffixes[i]), schema, GetUserId(),
+	{
+		if (bbf_object_is_recorded(job, objects[i]))
+			continue;			/* wherever it stands, and whatever its name */
+		bbf_names_check_object(bbf_job_object(job, bbf_object_suffix(objects[i])), schema, GetUserId(),
 							   psprintf("Its owner, or the owner of the schema, can drop it; then use bgw_backfill.resume('%s'). Or end the job with bgw_backfill.untrack('%s'), and track it under another name.",
 										name, name));
+	}
 }

@@ -11,6 +11,6 @@
 
 extern void bbf_names_check_job(const char *name);
 extern void bbf_names_check_object(const char *object, Oid schema, Oid owner, const char *hint);
-extern void bbf_names_check_installed(const BbfJob *job, Oid schema, const char *const *suffixes, int n);
+extern void bbf_names_check_installed(const BbfJob *job, Oid schema, const BbfObject *objects, int n);
 
 #endif							/* BBF_NAMES_H */

@@ -15,6 +15,7 @@
 #include "executor/spi.h"
 #include "expr.h"
 #include "mode.h"
+#include "objects.h"
 #include "readers.h"
 #include "shape.h"
 #include "sql.h"
@@ -135,7 +136,7 @@ bbf_readers_tell(const BbfJob *job, const BbfPair *pair)
 		return;
 	if (of_table)
 		ereport(NOTICE,
-				(errmsg("SELECT on table \"%s\" will be granted to %s", bbf_job_object(job, "sidecar"), roles),
+				(errmsg("SELECT on table \"%s\" will be granted to %s", bbf_object_name(job, BBF_SIDECAR), roles),
 				 errdetail("It holds key and group of the pending rows; who may read those of table \"%s\" may read it.",
 						   get_rel_name(pair->source))));
 	else
@@ -190,7 +191,7 @@ bbf_readers_warn(const BbfJob *job, const char *mode)
 {
 	const BbfMode *next = bbf_mode_lookup(mode);
 	BbfPair    *pair = bbf_pair_load(job);
-	Oid			view = get_relname_relid(bbf_job_object(job, "pending"), get_namespace_oid(pair->schema, false));
+	Oid			view = bbf_object_find(job, BBF_VIEW);
 	BbfUserContext before;
 	char	   *roles;
 
@@ -209,7 +210,7 @@ bbf_readers_warn(const BbfJob *job, const char *mode)
 		(roles = cannot_read(pair, view, InvalidOid, NULL)) != NULL)
 		ereport(WARNING,
 				(errmsg("in mode \"%s\" the view \"%s\" reads table \"%s\", which %s may not",
-						mode, get_rel_name(view), bbf_job_object(job, "sidecar"), roles),
+						mode, get_rel_name(view), bbf_object_name(job, BBF_SIDECAR), roles),
 				 errdetail("Row security decides who reads which row of the source. So the table of pending keys is granted to nobody but roles with BYPASSRLS that have no members."),
 				 errhint("Let them use bgw_backfill.claim() as such a role or as the owner, or stay in mode \"column\".")));
 	bbf_usercontext_end(&before);

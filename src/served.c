@@ -23,6 +23,7 @@
 #include "dequeue.h"
 #include "enqueue.h"
 #include "mode.h"
+#include "objects.h"
 #include "served.h"
 #include "session.h"
 #include "shape.h"
@@ -215,7 +216,7 @@ look_at_writes(BbfServed *served, const BbfJob *job, const BbfPair *pair, const 
 		served->plain_update = served->plain_keys && bbf_shape_write_is_plain(pair->source, TRIGGER_TYPE_UPDATE);
 		return;
 	}
-	served->table_oid = get_relname_relid(bbf_job_object(job, "sidecar"), served->source_schema);
+	served->table_oid = bbf_object_find(job, BBF_SIDECAR);
 	served->table = MemoryContextStrdup(served->context, mode->table(job, pair));
 	strange = mode->strange(job, pair);
 	if (strange)

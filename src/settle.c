@@ -32,6 +32,7 @@
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "expr.h"
+#include "objects.h"
 #include "session.h"
 #include "settle.h"
 #include "shape.h"
@@ -354,8 +355,7 @@ nothing_happened(const BbfWalk *walk, const BbfVisible *before)
 	return bbf_txn_same_visible(before) &&
 		(job->pending_where == NULL || bbf_expr_simple(job->pending_where, walk->pair->source, job->source_was)) &&
 		(job->match_where == NULL || bbf_expr_simple(job->match_where, walk->pair->target, job->target_was)) &&
-		bbf_shape_write_is_plain(get_relname_relid(bbf_job_object(job, "sidecar"),
-												   get_namespace_oid(walk->pair->schema, false)),
+		bbf_shape_write_is_plain(bbf_object_find(job, BBF_SIDECAR),
 								 TRIGGER_TYPE_INSERT);
 }
 
