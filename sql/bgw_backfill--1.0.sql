@@ -12,10 +12,13 @@ GRANT USAGE ON SCHEMA bgw_backfill TO PUBLIC;
 -- Tables. Names of relations are text on purpose: reg* types would make
 -- pg_upgrade refuse the cluster. Nobody but the extension's owner has
 -- rights on them; the views below show each user his own rows.
+-- A foreign key locks the job's row: no table has one that a consumer writes (an open
+-- claim would keep its job from being taken away), nor the groups, of which a scan writes
+-- thousands.
 ----------------------------------------------------------------------
 
 CREATE TABLE bgw_backfill.job (
-	job				text PRIMARY KEY,
+	job				text COLLATE "C" PRIMARY KEY,
 	owner			text NOT NULL,
 	role_oid		oid NOT NULL,
 	database_oid	oid NOT NULL,
@@ -45,7 +48,7 @@ CREATE TABLE bgw_backfill.job (
 	uninstall		boolean NOT NULL DEFAULT false,
 	drop_objects	boolean NOT NULL DEFAULT true,
 	verify_requests	bigint NOT NULL DEFAULT 0,
-	successor_of	text UNIQUE,
+	successor_of	text COLLATE "C" UNIQUE,
 	becomes			text,
 	created_at		timestamptz NOT NULL DEFAULT now(),
 	UNIQUE (database_oid, source_oid, flag_column)
@@ -61,7 +64,7 @@ COMMENT ON COLUMN bgw_backfill.job.objects IS 'what the job has made: view, tabl
 COMMENT ON COLUMN bgw_backfill.job.settings IS 'per-job settings as name=value';
 
 CREATE TABLE bgw_backfill.job_state (
-	job				text PRIMARY KEY,
+	job				text COLLATE "C" PRIMARY KEY REFERENCES bgw_backfill.job ON DELETE CASCADE,
 	phase			text NOT NULL DEFAULT 'install'
 		CHECK (phase IN ('install', 'fill', 'index', 'verify', 'live', 'uninstall')),
 	generation		bigint NOT NULL DEFAULT 0,
@@ -154,14 +157,14 @@ COMMENT ON COLUMN bgw_backfill.job_state.key_order IS 'the types, operator class
 COMMENT ON COLUMN bgw_backfill.job_state.high_mark IS 'key at which the current walk ends, as text';
 
 CREATE TABLE bgw_backfill.job_skipped (
-	job				text NOT NULL,
+	job				text COLLATE "C" NOT NULL REFERENCES bgw_backfill.job ON DELETE CASCADE,
 	key				text NOT NULL,
 	PRIMARY KEY (job, key)
 );
 COMMENT ON TABLE bgw_backfill.job_skipped IS 'rows behind the cursor that were locked by somebody when their batch passed; done one per transaction';
 
 CREATE TABLE bgw_backfill.pending_group (
-	job				text NOT NULL,
+	job				text COLLATE "C" NOT NULL,
 	group_key		text,
 	pending			bigint NOT NULL,
 	capped			boolean NOT NULL,

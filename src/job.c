@@ -323,7 +323,7 @@ bbf_job_lock(const char *name)
 	Datum		values[] = {CStringGetTextDatum(name)};
 
 	bbf_sql_catalog("SELECT 1 FROM bgw_backfill.job WHERE job OPERATOR(pg_catalog.=) $1"
-					" OR successor_of OPERATOR(pg_catalog.=) $1 ORDER BY successor_of NULLS FIRST FOR UPDATE",
+					" OR successor_of OPERATOR(pg_catalog.=) $1 ORDER BY successor_of NULLS FIRST FOR NO KEY UPDATE",
 					1, types, values, NULL, SPI_OK_SELECT);
 	SPI_freetuptable(SPI_tuptable);
 }

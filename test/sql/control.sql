@@ -143,5 +143,15 @@ CALL test.until('NOT EXISTS (SELECT FROM bgw_backfill.jobs)');
 RESET SESSION AUTHORIZATION;
 SELECT (SELECT count(*) FROM bgw_backfill.job), (SELECT count(*) FROM bgw_backfill.job_state),
 	(SELECT count(*) FROM bgw_backfill.job_skipped), (SELECT count(*) FROM bgw_backfill.pending_group);
+-- what the tables refuse, whoever writes them
+\set VERBOSITY terse
+INSERT INTO bgw_backfill.job_state (job) VALUES ('nobody');
+INSERT INTO bgw_backfill.job_skipped (job, key) VALUES ('nobody', '1');
+INSERT INTO bgw_backfill.job (job, owner, role_oid, database_oid, system_id, source_oid, target_oid, source_schema, source_name,
+	target_schema, target_name, mode, source_key, target_key) VALUES ('x', '', 0, 0, 0, 0, 0, '', '', '', '', 'nonsense', '', '');
+INSERT INTO bgw_backfill.claim (token, job, claimed_by, expires_at, granted, keys, group_keys, attempts)
+	VALUES (-1, 'x', 0, now(), 1, '{1}', '{}', '{1}');
+SELECT count(DISTINCT attcollation), min(c.collname) FROM pg_attribute a JOIN pg_class t ON t.oid = attrelid JOIN pg_collation c ON c.oid = attcollation
+WHERE attname = 'job' AND relnamespace = 'bgw_backfill'::regnamespace AND relkind IN ('r', 'v');
 SET client_min_messages = warning;
 DROP SCHEMA app CASCADE;
