@@ -21,6 +21,7 @@
 #include "compat.h"
 #include "expr.h"
 #include "identity.h"
+#include "leftovers.h"
 #include "mode.h"
 #include "names.h"
 #include "readers.h"
@@ -33,9 +34,8 @@
 
 /* A name that the job's objects can be made of, and that is not in use. */
 static void
-check_name(const BbfJob *job, Oid schema)
+check_name(const BbfJob *job, Oid schema, Oid owner)
 {
-	static const char *const suffixes[] = {"pending", "pending_idx", "sidecar", "sidecar_idx", "sidecar_key"};
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(job->name)};
 
@@ -46,9 +46,13 @@ check_name(const BbfJob *job, Oid schema)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("job \"%s\" already exists", job->name),
 				 errhint("Give another name as job => '...', or end that job with bgw_backfill.untrack().")));
-	for (int i = 0; i < (int) lengthof(suffixes); i++)
-		bbf_names_check_object(bbf_job_object(job, suffixes[i]), schema, InvalidOid,
-							   "Give another name as job => '...'.");
+	for (BbfObject object = 0; object < BBF_OBJECTS; object++)
+	{
+		if (!bbf_leftover_is(job, object, owner))
+			bbf_names_check_object(bbf_job_object(job, bbf_object_suffix(object)), schema, InvalidOid,
+								   bbf_names_hint(bbf_job_object(job, bbf_object_suffix(object)), schema));
+	}
+	bbf_leftovers_tell(job, owner);
 }
 
 /* The owner's right on a schema. */
@@ -270,7 +274,7 @@ bbf_check_job(BbfJob *job)
 	job->target_name = pstrdup(RelationGetRelationName(target));
 	if (job->name == NULL)
 		job->name = job->source_name;
-	check_name(job, RelationGetNamespace(source));
+	check_name(job, RelationGetNamespace(source), source->rd_rel->relowner);
 	default_keys(job, source, target);
 	if (!mode->writes_source)
 		job->flag_column = NULL;	/* it has none */

@@ -18,6 +18,7 @@
 #include "access/sysattr.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
 #include "columns.h"
 #include "compat.h"
@@ -33,6 +34,7 @@
 #include "session.h"
 #include "shape.h"
 #include "usercontext.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/ruleutils.h"
@@ -237,6 +239,29 @@ bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 								false, false);
 	bbf_usercontext_end(&before);
 	table_close(rel, AccessShareLock);
+	return result;
+}
+
+/* Is a condition, with names of now, the predicate of a partial index, as it was written? */
+bool
+bbf_expr_is_predicate(Oid index, Oid relid, const char *condition)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
+	BbfUserContext before;
+	Datum		predicate;
+	bool		isnull;
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for index %u", index);
+	predicate = SysCacheGetAttr(INDEXRELID, tuple, Anum_pg_index_indpred, &isnull);
+	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
+	bbf_session_pin_text();
+	result = !isnull && equal(stringToNode(TextDatumGetCString(predicate)), analyze(condition, rel, "condition", NIL));
+	bbf_usercontext_end(&before);
+	ReleaseSysCache(tuple);
+	table_close(rel, NoLock);
 	return result;
 }
 

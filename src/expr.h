@@ -12,6 +12,7 @@
 extern char *bbf_expr_canonical(const char *text, Oid relid, const char *argument,
 								const char *forbidden_column);
 extern char *bbf_expr_deparse(const char *canonical, Oid relid, const List *was, const char *alias);
+extern bool bbf_expr_is_predicate(Oid index, Oid relid, const char *condition);
 extern char *bbf_expr_renamed(const char *canonical, Oid relid, const List *was);
 extern Bitmapset *bbf_expr_columns(const char *canonical, Oid relid, const List *was);
 extern bool bbf_expr_runs_users_code(const char *canonical, Oid relid, const List *was);

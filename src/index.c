@@ -16,6 +16,7 @@
 
 #include "catalog/pg_index.h"
 #include "index.h"
+#include "leftovers.h"
 #include "mode.h"
 #include "names.h"
 #include "objects.h"
@@ -202,8 +203,7 @@ finish(const char *job_name)
 		if (bbf_mode_lookup(job->mode)->pending_index)
 			bbf_sql_ddl(psprintf("COMMENT ON INDEX %s IS %s",
 							 bbf_object_sql(job, BBF_PENDING_IDX),
-							 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill",
-															bbf_job_display_name(job)))));
+							 quote_literal_cstr(bbf_leftover_mark(job, BBF_PENDING_IDX))));
 		bbf_objects_record(job);
 		bbf_job_enter_phase(job, BBF_PHASE_VERIFY);
 	}

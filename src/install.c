@@ -19,6 +19,7 @@
 #include "commands/trigger.h"
 #include "index.h"
 #include "install.h"
+#include "leftovers.h"
 #include "miscadmin.h"
 #include "mode.h"
 #include "names.h"
@@ -260,7 +261,7 @@ make_view(const BbfJob *job, const BbfPair *pair)
 {
 	bbf_sql_ddl(bbf_install_view_sql(job, pair));
 	bbf_sql_ddl(psprintf("COMMENT ON VIEW %s IS %s", bbf_object_sql(job, BBF_VIEW),
-						 quote_literal_cstr(psprintf("pending rows of job %s, kept by bgw_backfill", job->name))));
+						 quote_literal_cstr(bbf_leftover_mark(job, BBF_VIEW))));
 }
 
 /*
@@ -304,6 +305,7 @@ bbf_install_run(BbfJob *job)
 	bbf_objects_move_along(job, get_rel_namespace(pair->source));
 	(void) follow_columns(job, pair);
 
+	bbf_leftovers_drop_misfits(job, pair);
 	mode->install(job, pair);
 	triggers = mode->triggers(job, pair);
 	drop_triggers(job, pair->target, pair->target_sql, triggers);
@@ -313,6 +315,7 @@ bbf_install_run(BbfJob *job)
 	if (job->successor_of == NULL)
 		make_view(job, pair);
 
+	bbf_leftovers_drop_unused(job, pair);
 	bbf_objects_record(job);
 	bbf_job_rename(job, pair->source, pair->target);
 	bbf_job_enter_phase(job, BBF_PHASE_FILL);

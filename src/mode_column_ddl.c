@@ -215,6 +215,16 @@ has_our_comment(const BbfJob *job, Oid source, AttrNumber attno)
 	return comment && strncmp(comment, "maintained by bgw_backfill", 26) == 0;
 }
 
+/* Does it name this job? */
+static bool
+is_jobs_column(const BbfJob *job, Oid source, AttrNumber attno)
+{
+	char	   *comment = GetComment(source, RelationRelationId, attno);
+	char	   *begins = psprintf("maintained by bgw_backfill (job %s): ", bbf_job_display_name(job));
+
+	return comment && strncmp(comment, begins, strlen(begins)) == 0;
+}
+
 /*
  * Both ALTERs touch the catalog only: old rows get their "true" from the
  * catalog, new ones start with "false".
@@ -266,7 +276,9 @@ bbf_column_uninstall(const BbfJob *job, const BbfPair *pair)
 	drop_constraint(job, pair);
 	if (!job->drop_objects)
 		return;
-	if (job->flag_added && bbf_column_flag_attribute(job, pair->source, &att))
+	/* one that an earlier job of this name has made and left is the job's as well */
+	if (bbf_column_flag_attribute(job, pair->source, &att) &&
+		(job->flag_added || is_jobs_column(job, pair->source, att.attnum)))
 		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s DROP COLUMN %s", pair->source_sql, bbf_column_flag(job)));
 	else
 		bbf_sql_ddl(psprintf("DROP INDEX IF EXISTS %s",

@@ -13,6 +13,7 @@
 #include "enqueue.h"
 #include "executor/spi.h"
 #include "expr.h"
+#include "leftovers.h"
 #include "mode_sidecar.h"
 #include "objects.h"
 #include "readers.h"
@@ -174,7 +175,7 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 							 job->group_by ? column_like(pair->source, job->group_by) : "",
 							 job->group_by ? ", " : "", BBF_ENQUEUED_AT));
 		bbf_sql_ddl(psprintf("COMMENT ON TABLE %s IS %s", table,
-							 quote_literal_cstr(psprintf("keys of the pending rows of job %s, kept by bgw_backfill", bbf_job_display_name(job)))));
+							 quote_literal_cstr(bbf_leftover_mark(job, BBF_SIDECAR))));
 		bbf_sidecar_sync_readers(job, pair);
 	}
 	else

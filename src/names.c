@@ -18,11 +18,14 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/dependency.h"
+#include "catalog/index.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "leftovers.h"
 #include "miscadmin.h"
 #include "names.h"
 #include "objects.h"
@@ -31,6 +34,7 @@
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 /* the lock's number among the advisory ones; SQL has 1 and 2, leases 4 */
 #define LOCK_CLASS 5
@@ -112,6 +116,55 @@ find(Oid catalog, Oid index, AttrNumber name_att, AttrNumber schema_att, const c
 	return found;
 }
 
+/* What a new job's owner can do about something that has the name of an object to be. */
+const char *
+bbf_names_hint(const char *object, Oid schema)
+{
+	Oid			relid = get_relname_relid(object, schema);
+	const char *statement;
+	char	   *name;
+
+	/* another transaction is about to make it */
+	if (!OidIsValid(relid) && !OidIsValid(GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum(object), ObjectIdGetDatum(schema))))
+		return "Give another name as job => '...'.";
+	name = quote_qualified_identifier(get_namespace_name(schema), object);
+
+	switch (OidIsValid(relid) ? get_rel_relkind(relid) : '\0')
+	{
+		case RELKIND_VIEW:
+			statement = "DROP VIEW";
+			break;
+		case RELKIND_MATVIEW:
+			statement = "DROP MATERIALIZED VIEW";
+			break;
+		case RELKIND_INDEX:
+		case RELKIND_PARTITIONED_INDEX:
+			statement = "DROP INDEX";
+			break;
+		case RELKIND_SEQUENCE:
+			statement = "DROP SEQUENCE";
+			break;
+		case RELKIND_FOREIGN_TABLE:
+			statement = "DROP FOREIGN TABLE";
+			break;
+		case RELKIND_RELATION:
+		case RELKIND_PARTITIONED_TABLE:
+			statement = "DROP TABLE";
+			break;
+		default:
+			statement = "DROP TYPE";
+	}
+	if (OidIsValid(relid) && OidIsValid(get_index_constraint(relid)))
+	{
+		Oid			table = IndexGetRelation(relid, false);
+
+		statement = psprintf("ALTER TABLE %s DROP CONSTRAINT",
+							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)), get_rel_name(table)));
+		name = pstrdup(quote_identifier(get_constraint_name(get_index_constraint(relid))));
+	}
+	return psprintf("Use %s %s if nothing needs it, or give another name as job => '...'.", statement, name);
+}
+
 /*
  * An error if something has the name of an object to be, and does not belong to
  * owner (InvalidOid: whoever it belongs to): a relation, or a type, as each table and
@@ -140,7 +193,7 @@ bbf_names_check_object(const char *object, Oid schema, Oid owner, const char *hi
 	ereport(ERROR,
 			(errcode(ERRCODE_DUPLICATE_TABLE),
 			 errmsg("relation or type \"%s\" already exists", object),
-			 OidIsValid(owner) ?
+			 found.owner != GetUserId() ?
 			 errdetail("The job's objects are named after it. It belongs to role \"%s\".",
 					   GetUserNameFromId(found.owner, false)) :
 			 errdetail("The job's objects are named after it."),
@@ -157,7 +210,8 @@ bbf_names_check_installed(const BbfJob *job, Oid schema, const BbfObject *object
 	{
 		if (bbf_object_is_recorded(job, objects[i]))
 			continue;			/* wherever it stands, and whatever its name */
-		bbf_names_check_object(bbf_job_object(job, bbf_object_suffix(objects[i])), schema, GetUserId(),
+		bbf_names_check_object(bbf_job_object(job, bbf_object_suffix(objects[i])), schema,
+							   objects[i] == BBF_PENDING_IDX || bbf_leftover_is(job, objects[i], GetUserId()) ? GetUserId() : InvalidOid,
 							   psprintf("Its owner, or the owner of the schema, can drop it; then use bgw_backfill.resume('%s'). Or end the job with bgw_backfill.untrack('%s'), and track it under another name.",
 										name, name));
 	}

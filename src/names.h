@@ -10,6 +10,7 @@
 #define BBF_SUCCESSOR_PREFIX	'~'
 
 extern void bbf_names_check_job(const char *name);
+extern const char *bbf_names_hint(const char *object, Oid schema);
 extern void bbf_names_check_object(const char *object, Oid schema, Oid owner, const char *hint);
 extern void bbf_names_check_installed(const BbfJob *job, Oid schema, const BbfObject *objects, int n);
 

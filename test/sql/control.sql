@@ -89,8 +89,7 @@ SELECT count(*) FROM pg_trigger WHERE tgrelid IN ('events'::regclass, 'vectors':
 INSERT INTO vectors VALUES (470, 1);
 SELECT count(*) FROM wrong;
 
--- what stayed is in the way of a job of the same name, and can be adopted by another
-SELECT bgw_backfill.track('events', 'vectors');
+-- the flag that stayed can be adopted by a job of another name
 SELECT bgw_backfill.track('events', 'vectors', job => 'again');
 CALL bgw_backfill.wait('again');
 SELECT count(*) FROM wrong;
