@@ -121,6 +121,8 @@ CREATE TABLE bgw_backfill.job_state (
 	part_at			timestamptz,
 	handoff_at		timestamptz,
 	cut_short		integer NOT NULL DEFAULT 0,
+	quiet_mark		text,
+	quiet_scans		integer NOT NULL DEFAULT 0,
 	scan_at			timestamptz,
 	scan_ms			double precision,
 	scans			bigint NOT NULL DEFAULT 0,
@@ -152,6 +154,7 @@ COMMENT ON COLUMN bgw_backfill.job_state.pending IS 'what the last complete roun
 COMMENT ON COLUMN bgw_backfill.job_state.pending_estimate IS 'all that is pending, by the server''s statistics; 0: not known';
 COMMENT ON COLUMN bgw_backfill.job_state.part_at IS 'end of the last part of a round; the next one is due soon after';
 COMMENT ON COLUMN bgw_backfill.job_state.handoff_at IS 'when the handler has its next round of calls, before the next scan; NULL: after it';
+COMMENT ON COLUMN bgw_backfill.job_state.quiet_mark IS 'how the tables stood before the last scan, by the statistics and the catalogs; quiet_scans: scans left out since, as nothing has changed';
 COMMENT ON COLUMN bgw_backfill.job_state.cut_short IS 'a bit for each stage, the last scan and what follows it, that ran out of time';
 COMMENT ON COLUMN bgw_backfill.job_state.key_order IS 'the types, operator class and collations that keys and groups above were stored under';
 COMMENT ON COLUMN bgw_backfill.job_state.high_mark IS 'key at which the current walk ends, as text';

@@ -159,6 +159,7 @@ read_state(BbfJob *job)
 	job->part_at = DatumGetTimestampTz(column("part_at"));
 	job->scan_ms = DatumGetFloat8(column("scan_ms"));
 	job->handoff_at = DatumGetTimestampTz(column("handoff_at"));
+	job->quiet_mark = text_column("quiet_mark");
 	job->cut_short = DatumGetInt32(column("cut_short"));
 	job->scan_cycle = DatumGetInt64(column("scan_cycle"));
 	job->scan_group = text_column("scan_group");

@@ -130,6 +130,7 @@ typedef struct BbfJob
 	TimestampTz part_at;		/* end of the last part of a round */
 	double		scan_ms;		/* how long it took */
 	TimestampTz handoff_at;		/* when the handler is due before the next scan; 0: after it */
+	char	   *quiet_mark;		/* how the tables stood before the last scan; NULL: not known */
 	int32		cut_short;		/* a bit for each BbfStage that the last scan, and what follows it, cut short */
 	int64		scan_cycle;
 	char	   *scan_group;		/* where the next scan begins; NULL: at the start */

@@ -24,6 +24,7 @@
 #include "launcher.h"
 #include "miscadmin.h"
 #include "pair.h"
+#include "quiet.h"
 #include "scheduler.h"
 #include "shmem.h"
 #include "sql.h"
@@ -115,6 +116,8 @@ schedule(const BbfJob *job, TimestampTz now)
 		return;
 	else if ((problem = obstacle(job, owner, &hint)) != NULL)
 		give_up(job, BBF_HEALTH_FAILED, problem, hint);
+	else if (bbf_quiet_pass_by(job, now))
+		bbf_shmem_set_owner_due(MyDatabaseId, owner, bbf_job_next_due(bbf_job_load(job->name)));
 	else if (due > now && !bbf_shmem_was_ended(job->name))
 		bbf_shmem_set_owner_due(MyDatabaseId, owner, due);
 	else

@@ -22,6 +22,7 @@
 #include "compat.h"
 #include "dequeue.h"
 #include "enqueue.h"
+#include "miscadmin.h"
 #include "mode.h"
 #include "objects.h"
 #include "served.h"
@@ -38,8 +39,8 @@
 #include "utils/typcache.h"
 #include "value.h"
 
-/* how often an entry is made anew, if that itself makes it out of date */
-#define MAX_TRIES 3
+/* how often an entry is made anew, if others, or that itself, make it out of date meanwhile: a millisecond or two each */
+#define MAX_TRIES 100
 
 #define NOT_THE_JOBS "The table is not the job's."
 
@@ -487,6 +488,7 @@ bbf_served_get(const char *name, Relation rel, bool of_source, bool writes)
 	}
 	do
 	{
+		CHECK_FOR_INTERRUPTS();
 		entry = find_entry(name, rel, of_source);
 		if (entry == NULL)
 			return NULL;
