@@ -283,7 +283,11 @@ CREATE FUNCTION bgw_backfill.job_changed() RETURNS trigger
 	LANGUAGE c AS 'MODULE_PATHNAME', 'bgw_backfill_job_changed';
 REVOKE EXECUTE ON FUNCTION bgw_backfill.job_changed() FROM PUBLIC;
 COMMENT ON FUNCTION bgw_backfill.job_changed() IS 'wakes the launcher once a change of a job is committed';
-CREATE TRIGGER job_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bgw_backfill.job
+-- not for what a worker records of the tables and of what it has made
+CREATE TRIGGER job_changed AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF owner, role_oid, database_oid, system_id,
+	source_oid, target_oid, source_schema, source_name, target_schema, target_name, mode, source_key, target_key, flag_column,
+	pending_where, match_where, group_by, handler, changing, new_pending_where, new_match_where, settings, paused, uninstall,
+	drop_objects, verify_requests, successor_of, becomes ON bgw_backfill.job
 	FOR EACH STATEMENT EXECUTE FUNCTION bgw_backfill.job_changed();
 ALTER TABLE bgw_backfill.job ENABLE ALWAYS TRIGGER job_changed;
 

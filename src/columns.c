@@ -189,8 +189,8 @@ are_the_same(const List *a, const List *b)
 
 /*
  * Write the names of now into the configuration of a job whose tables are there.  Changes
- * nothing, and so wakes nobody, when they are the same.  Returns the source's columns that
- * have got another name, with the one that they had.
+ * nothing when they are the same, and wakes nobody when none of the job's is another one.
+ * Returns the source's columns that have got another name, with the one that they had.
  */
 List *
 bbf_columns_follow(BbfJob *job)
@@ -207,6 +207,12 @@ bbf_columns_follow(BbfJob *job)
 	char	   *texts[8];
 
 	if (are_the_same(source_columns, job->source_columns) && are_the_same(target_columns, job->target_columns))
+		return NIL;
+	bbf_sql_catalog("UPDATE bgw_backfill.job SET source_columns = $2, target_columns = $3 WHERE job OPERATOR(pg_catalog.=) $1",
+					3, types, values, NULL, SPI_OK_UPDATE);
+	job->source_columns = source_columns;
+	job->target_columns = target_columns;
+	if (job->source_was == NIL && job->target_was == NIL)
 		return NIL;
 	job->pending_where = bbf_expr_renamed(job->pending_where, source, job->source_was);
 	job->match_where = bbf_expr_renamed(job->match_where, target, job->target_was);
@@ -229,11 +235,8 @@ bbf_columns_follow(BbfJob *job)
 					" group_by = $6, flag_column = $7, pending_where = $8, match_where = $9,"
 					" new_pending_where = $10, new_match_where = $11 WHERE job OPERATOR(pg_catalog.=) $1",
 					11, types, values, nulls, SPI_OK_UPDATE);
-	job->source_columns = source_columns;
-	job->target_columns = target_columns;
-	if (job->source_was || job->target_was)
-		ereport(LOG,
-				(errmsg("job \"%s\": columns have got other names, which are followed", bbf_job_display_name(job))));
+	ereport(LOG,
+			(errmsg("job \"%s\": columns have got other names, which are followed", bbf_job_display_name(job))));
 	job->source_was = job->target_was = NIL;
 	return source_was;
 }

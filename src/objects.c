@@ -94,7 +94,7 @@ bbf_object_sql(const BbfJob *job, BbfObject object)
 	return quote_qualified_identifier(get_namespace_name(schema), bbf_object_name(job, object));
 }
 
-/* Record what is there.  Changes nothing, and so wakes nobody, when that is known. */
+/* Record what is there, if it is not known. */
 void
 bbf_objects_record(BbfJob *job)
 {
