@@ -7,8 +7,10 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $owners = 24;
+
+# An interval that is longer than a worker stays for what is due soon.
 my $node = new_node('quiet',
-	conf => "bgw_backfill.scan_interval = 2s\nbgw_backfill.batch_sleep = 0\nbgw_backfill.retry_delay = 10ms\nlog_min_messages = debug1\nmax_worker_processes = 12");
+	conf => "bgw_backfill.scan_interval = 3s\nbgw_backfill.batch_sleep = 0\nbgw_backfill.retry_delay = 10ms\nlog_min_messages = debug1\nmax_worker_processes = 12");
 
 sql($node, join '', map { "CREATE ROLE o$_ LOGIN; CREATE SCHEMA o$_ AUTHORIZATION o$_;" } 1 .. $owners);
 foreach my $i (1 .. $owners)
