@@ -9,7 +9,7 @@ my $node = new_node('slots',
 	conf => "max_worker_processes = 3\nbgw_backfill.batch_size = 200\nbgw_backfill.batch_sleep = 300ms");
 sql($node, 'CREATE DATABASE second');
 prepare_database($node, 'second');
-create_pair($node, rows => 20_000);
+create_pair($node, rows => 40_000);
 create_pair($node, rows => 2000, db => 'second');
 track($node);
 wait_batches($node, 2);
