@@ -271,14 +271,10 @@ typedef struct HeldRow
 static int
 readable_rows(const BbfPair *pair, const BbfClaim *claim, HeldRow *held)
 {
-	char	  **texts = palloc(sizeof(char *) * Max(claim->n, 1));
 	Datum	   *keys = palloc(sizeof(Datum) * Max(claim->n, 1));
 	int		   *which = palloc(sizeof(int) * Max(claim->n, 1));
-	int			n;
+	int			n = bbf_pair_keys_in(pair, bbf_lease_keys(claim), claim->n, keys, which);
 
-	for (int i = 0; i < claim->n; i++)
-		texts[i] = claim->rows[i].key;
-	n = bbf_pair_keys_in(pair, texts, claim->n, keys, which);
 	for (int i = 0; i < n; i++)
 		held[i] = (HeldRow) {keys[i], which[i]};
 	return n;

@@ -358,13 +358,8 @@ make_room(const char *job_name)
 static bool
 is_answered(const Handoff *handoff, const BbfJob *job)
 {
-	BbfPair    *pair = bbf_pair_load(job);
-	Datum	   *keys = palloc(sizeof(Datum) * Max(handoff->nlast, 1));
-	bool	   *pending;
+	bool	   *pending = bbf_handout_pending_texts(job, bbf_pair_load(job), handoff->last, handoff->nlast, false);
 
-	for (int i = 0; i < handoff->nlast; i++)
-		keys[i] = bbf_pair_key_in(pair, handoff->last[i]);
-	pending = bbf_handout_pending(job, pair, keys, handoff->nlast, false);
 	for (int i = 0; i < handoff->nlast; i++)
 	{
 		if (pending[i])

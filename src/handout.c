@@ -12,14 +12,12 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "attempt.h"
 #include "choice.h"
 #include "handout.h"
 #include "listed.h"
 #include "session.h"
-#include "utils/memutils.h"
-#include "utils/resowner.h"
+#include "txn.h"
 #include "utils/timestamp.h"
 
 #define NOT_SEEN_ANSWERED 5000	/* handed out and not known to be answered: look */
@@ -41,67 +39,64 @@ bbf_handout_pending(const BbfJob *job, const BbfPair *pair, const Datum *keys, i
 }
 
 /*
- * Which rows of a claim are pending.  One whose key can no longer be read is not.
+ * The same for keys as text, which were stored.  One that can no longer be read is not
+ * pending.
  */
-static bool *
-claim_pending(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim, bool only_matches)
+bool *
+bbf_handout_pending_texts(const BbfJob *job, const BbfPair *pair, char *const *texts, int n, bool only_matches)
 {
-	char	  **texts = palloc(sizeof(char *) * Max(claim->n, 1));
-	Datum	   *keys = palloc(sizeof(Datum) * Max(claim->n, 1));
-	int		   *which = palloc(sizeof(int) * Max(claim->n, 1));
-	bool	   *result = palloc0(sizeof(bool) * Max(claim->n, 1));
-	bool	   *pending;
-	int			n;
+	Datum	   *keys = palloc(sizeof(Datum) * Max(n, 1));
+	int		   *which = palloc(sizeof(int) * Max(n, 1));
+	bool	   *result = palloc0(sizeof(bool) * Max(n, 1));
+	int			readable = bbf_pair_keys_in(pair, texts, n, keys, which);
+	bool	   *pending = bbf_handout_pending(job, pair, keys, readable, only_matches);
 
-	for (int i = 0; i < claim->n; i++)
-		texts[i] = claim->rows[i].key;
-	n = bbf_pair_keys_in(pair, texts, claim->n, keys, which);
-	pending = bbf_handout_pending(job, pair, keys, n, only_matches);
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < readable; i++)
 		result[which[i]] = pending[i];
 	return result;
 }
 
+/* Which rows of a claim are pending. */
+static bool *
+claim_pending(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim, bool only_matches)
+{
+	return bbf_handout_pending_texts(job, pair, bbf_lease_keys(claim), claim->n, only_matches);
+}
+
+/* a locked claim whose lease has ended, and its rows that are still pending */
+typedef struct Ended
+{
+	const BbfJob *job;
+	const BbfClaim *claim;
+	const BbfLeased *failed;
+	int			n;
+} Ended;
+
+static void
+end_claim(void *arg)
+{
+	const Ended *ended = arg;
+
+	bbf_attempt_failed(ended->job->name, ended->failed, ended->n, "the lease expired",
+					   bbf_job_setting(ended->job, BBF_MAX_ATTEMPTS));
+	bbf_lease_keep(ended->claim, NULL);
+}
+
 /*
- * An attempt has failed for rows of a locked claim, and nothing is left of it; unless that
+ * An attempt has failed for rows of a claim, and nothing is left of it; unless that
  * had to wait for somebody who is at one of those attempts: the upkeep, which locks many of
  * them at once, or the open transaction of a consumer.  False, and nothing is changed, if so.
  */
 static bool
-end_claim(const BbfJob *job, const BbfClaim *claim, const BbfLeased *failed, int n)
+end_claim_at_once(Ended *ended)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner resource_owner = CurrentResourceOwner;
 	int			nestlevel = bbf_session_pin_waits(1);
-	volatile bool ended = true;
+	ErrorData  *error = bbf_txn_try(end_claim, ended);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		bbf_attempt_failed(job->name, failed, n, "the lease expired", bbf_job_setting(job, BBF_MAX_ATTEMPTS));
-		bbf_lease_keep(claim, NULL);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = resource_owner;
-		if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
-			ReThrowError(edata);
-		ended = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = resource_owner;
+	if (error && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+		ReThrowError(error);
 	bbf_session_unpin(nestlevel);
-	return ended;
+	return error == NULL;
 }
 
 /*
@@ -123,7 +118,7 @@ bbf_handout_settle(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim
 			failed[n++] = claim->rows[i];
 	}
 	if (expired)
-		return end_claim(job, claim, failed, n);
+		return end_claim_at_once(&(Ended) {job, claim, failed, n});
 	if (n < claim->stored)
 		bbf_lease_keep(claim, pending);
 	return true;

@@ -37,5 +37,7 @@ extern bool bbf_handout_possible(BbfHandout *handout);
 extern bool bbf_handout_settle(const BbfJob *job, const BbfPair *pair, const BbfClaim *claim);
 extern bool *bbf_handout_pending(const BbfJob *job, const BbfPair *pair, const Datum *keys, int n,
 								 bool only_matches);
+extern bool *bbf_handout_pending_texts(const BbfJob *job, const BbfPair *pair, char *const *texts, int n,
+									   bool only_matches);
 
 #endif							/* BBF_HANDOUT_H */

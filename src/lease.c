@@ -192,6 +192,17 @@ bbf_lease_of_tuple(HeapTuple tuple, TupleDesc desc)
 	return claim;
 }
 
+/* The keys of a claim's rows. */
+char **
+bbf_lease_keys(const BbfClaim *claim)
+{
+	char	  **keys = palloc(sizeof(char *) * Max(claim->n, 1));
+
+	for (int i = 0; i < claim->n; i++)
+		keys[i] = claim->rows[i].key;
+	return keys;
+}
+
 static void
 add_claim(BbfLeases *leases, const BbfClaim *claim, int *allocated)
 {

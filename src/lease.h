@@ -53,6 +53,7 @@ extern void bbf_lease_lock(const char *job);
 extern void bbf_lease_unlock(const char *job);
 extern Datum bbf_lease_attribute(HeapTuple tuple, TupleDesc desc, const char *name);
 extern BbfClaim bbf_lease_of_tuple(HeapTuple tuple, TupleDesc desc);
+extern char **bbf_lease_keys(const BbfClaim *claim);
 extern bool bbf_lease_any(const char *job);
 extern BbfLeases *bbf_lease_read(const char *job);
 extern bool bbf_lease_take(BbfLeases *leases, char *key, bool committed);

@@ -30,6 +30,7 @@
 #include "shape.h"
 #include "sql.h"
 #include "storage/lmgr.h"
+#include "txn.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -352,6 +353,25 @@ warn(const char *name, Relation rel, const char *why)
 			 errhint("The change goes through. See bgw_backfill.progress; the next verify mends the job's state.")));
 }
 
+/* an entry to be built */
+typedef struct Building
+{
+	BbfServed  *served;
+	const char *name;
+	Oid			relid;
+	bool		of_source;
+} Building;
+
+static void
+run_build(void *arg)
+{
+	const Building *building = arg;
+
+	SPI_connect();
+	build(building->served, building->name, building->relid, building->of_source);
+	SPI_finish();
+}
+
 /*
  * Build an entry under a subtransaction, so that what is wrong with the job
  * becomes a WARNING.  Being cancelled or out of resources is passed on.
@@ -361,46 +381,24 @@ try_build(const char *name, Relation rel, bool of_source)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "bgw_backfill trigger",
 												  ALLOCSET_SMALL_SIZES);
-	MemoryContext old_context = CurrentMemoryContext;
-	ResourceOwner old_owner = CurrentResourceOwner;
-	BbfServed  *volatile served = MemoryContextAllocZero(context, sizeof(BbfServed));
+	Building	building = {MemoryContextAllocZero(context, sizeof(BbfServed)), name, RelationGetRelid(rel), of_source};
+	ErrorData  *error;
+	int			category;
 
-	served->context = context;
-	served->references = 1;
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(old_context);
-	PG_TRY();
-	{
-		SPI_connect();
-		build(served, name, RelationGetRelid(rel), of_source);
-		SPI_finish();
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-		int			category;
-
-		MemoryContextSwitchTo(old_context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		CurrentResourceOwner = old_owner;
-		MemoryContextSwitchTo(old_context);
-		bbf_served_release(served);
-		served = NULL;
-		category = ERRCODE_TO_CATEGORY(edata->sqlerrcode);
-		if (category == ERRCODE_INSUFFICIENT_RESOURCES ||
-			category == ERRCODE_OPERATOR_INTERVENTION ||
-			category == ERRCODE_TRANSACTION_ROLLBACK ||
-			edata->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
-			ReThrowError(edata);
-		warn(name, rel, edata->message);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old_context);
-	CurrentResourceOwner = old_owner;
-	return served;
+	building.served->context = context;
+	building.served->references = 1;
+	error = bbf_txn_try(run_build, &building);
+	if (error == NULL)
+		return building.served;
+	bbf_served_release(building.served);
+	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+	if (category == ERRCODE_INSUFFICIENT_RESOURCES ||
+		category == ERRCODE_OPERATOR_INTERVENTION ||
+		category == ERRCODE_TRANSACTION_ROLLBACK ||
+		error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
+		ReThrowError(error);
+	warn(name, rel, error->message);
+	return NULL;
 }
 
 /*

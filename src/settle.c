@@ -27,7 +27,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
@@ -44,7 +43,6 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
-#include "utils/resowner.h"
 #include "window.h"
 
 /* how long the quick way may wait for a lock while it holds others */
@@ -252,8 +250,9 @@ typedef struct Attempt
 } Attempt;
 
 static void
-make_attempt(Attempt *attempt)
+make_attempt(void *arg)
 {
+	Attempt    *attempt = arg;
 	BbfWalk    *walk = attempt->walk;
 
 	if (attempt->sql == NULL)
@@ -270,34 +269,13 @@ make_attempt(Attempt *attempt)
 static bool
 try_unless_locked(Attempt *attempt)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool done = true;
+	ErrorData  *error = bbf_txn_try(make_attempt, attempt);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		make_attempt(attempt);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
-			PG_RE_THROW();
-		FlushErrorState();
+	if (error && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+		ReThrowError(error);
+	if (error)
 		bbf_txn_disarm();
-		RollbackAndReleaseCurrentSubTransaction();
-		done = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return done;
+	return error == NULL;
 }
 
 /* A quick way's statement, which waits for a few milliseconds only. */

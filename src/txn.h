@@ -19,6 +19,9 @@ extern void bbf_txn_begin_utility(int lock_timeout_ms);
 extern void bbf_txn_utility(const char *sql);
 extern void bbf_txn_end_utility(void);
 
+/* in anybody's session: something that may fail */
+extern ErrorData *bbf_txn_try(void (*run) (void *arg), void *arg);
+
 /* the limits of what a transaction waits for and runs */
 extern void bbf_txn_arm(int timeout_ms);
 extern void bbf_txn_disarm(void);

@@ -83,13 +83,9 @@ bbf_upkeep_attempts(BbfJob *job, int rows)
 	Datum		values[] = {CStringGetTextDatum(job->name),
 		CStringGetTextDatum(job->attempt_cursor ? job->attempt_cursor : ""), Int64GetDatum(rows)};
 	char	  **keys;
-	Datum	   *typed;
 	bool	   *pending;
-	bool	   *stays;
-	int		   *which;
 	char	   *end = NULL;
 	int			gone = 0;
-	int			readable;
 	int			n;
 
 	bbf_txn_arm(bbf_job_setting(job, BBF_STATEMENT_TIMEOUT));
@@ -97,22 +93,15 @@ bbf_upkeep_attempts(BbfJob *job, int rows)
 							  " AND a.key OPERATOR(pg_catalog.>) $2 ORDER BY a.key LIMIT $3 FOR UPDATE SKIP LOCKED",
 							  3, types, values, NULL, SPI_OK_SELECT);
 	keys = palloc(sizeof(char *) * Max(n, 1));
-	typed = palloc(sizeof(Datum) * Max(n, 1));
-	which = palloc(sizeof(int) * Max(n, 1));
-	stays = palloc0(sizeof(bool) * Max(n, 1));
 	for (int i = 0; i < n; i++)
 		keys[i] = bbf_sql_text(i, 1);
 	SPI_freetuptable(SPI_tuptable);
 	if (n == rows)
 		end = keys[n - 1];
-	/* a key that can no longer be read is none */
-	readable = bbf_pair_keys_in(pair, keys, n, typed, which);
-	pending = bbf_handout_pending(job, pair, typed, readable, false);
-	for (int i = 0; i < readable; i++)
-		stays[which[i]] = pending[i];
+	pending = bbf_handout_pending_texts(job, pair, keys, n, false);
 	for (int i = 0; i < n; i++)
 	{
-		if (!stays[i])
+		if (!pending[i])
 			keys[gone++] = keys[i];
 	}
 	if (gone > 0)

@@ -12,12 +12,11 @@
 
 #include "access/nbtree.h"
 #include "access/transam.h"
-#include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "txn.h"
 #include "usercontext.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
-#include "utils/resowner.h"
 #include "value.h"
 
 /* A value from its text. */
@@ -51,6 +50,25 @@ bbf_value_error_is_of_text(int sqlerrcode)
 	}
 }
 
+/* texts to be read */
+typedef struct Texts
+{
+	Oid			owner;
+	Oid			type;
+	char	   *const *texts;
+	int			n;
+	Datum	   *values;
+} Texts;
+
+static void
+read_texts(void *arg)
+{
+	Texts	   *texts = arg;
+
+	for (int i = 0; i < texts->n; i++)
+		texts->values[i] = bbf_value_in(texts->owner, texts->type, texts->texts[i]);
+}
+
 /*
  * Values from texts that were stored.  False: one of them can no longer be read, and
  * none counts: their type may have changed since, a domain got a check, an enum's label
@@ -59,36 +77,12 @@ bbf_value_error_is_of_text(int sqlerrcode)
 static bool
 read_all(Oid owner, Oid type, char *const *texts, int n, Datum *values)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner resource_owner = CurrentResourceOwner;
-	volatile bool result = true;
+	Texts		all = {owner, type, texts, n, values};
+	ErrorData  *error = bbf_txn_try(read_texts, &all);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		for (int i = 0; i < n; i++)
-			values[i] = bbf_value_in(owner, type, texts[i]);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = resource_owner;
-		if (!bbf_value_error_is_of_text(edata->sqlerrcode))
-			ReThrowError(edata);
-		result = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = resource_owner;
-	return result;
+	if (error && !bbf_value_error_is_of_text(error->sqlerrcode))
+		ReThrowError(error);
+	return error == NULL;
 }
 
 /* Can text that was stored still be read? */
