@@ -200,10 +200,9 @@ bbf_columns_follow(BbfJob *job)
 	Oid			target = bbf_job_target(job);
 	List	   *source_columns = columns_now(source);
 	List	   *target_columns = columns_now(target);
-	Oid			types[] = {TEXTOID, TEXTARRAYOID, TEXTARRAYOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-	TEXTOID, TEXTOID, TEXTOID, TEXTOID};
-	Datum		values[11] = {CStringGetTextDatum(job->name), to_array(source_columns), to_array(target_columns)};
-	char		nulls[] = "           ";
+	Oid			types[9] = {TEXTOID, TEXTARRAYOID, TEXTARRAYOID};
+	Datum		values[9] = {CStringGetTextDatum(job->name), to_array(source_columns), to_array(target_columns)};
+	char		nulls[] = "         ";
 	char	   *texts[8];
 
 	if (are_the_same(source_columns, job->source_columns) && are_the_same(target_columns, job->target_columns))
@@ -228,13 +227,14 @@ bbf_columns_follow(BbfJob *job)
 	texts[7] = job->new_match_where;
 	for (int i = 0; i < (int) lengthof(texts); i++)
 	{
-		values[3 + i] = texts[i] ? CStringGetTextDatum(texts[i]) : (Datum) 0;
-		nulls[3 + i] = texts[i] ? ' ' : 'n';
+		types[1 + i] = TEXTOID;
+		values[1 + i] = texts[i] ? CStringGetTextDatum(texts[i]) : (Datum) 0;
+		nulls[1 + i] = texts[i] ? ' ' : 'n';
 	}
-	bbf_sql_catalog("UPDATE bgw_backfill.job SET source_columns = $2, target_columns = $3, source_key = $4, target_key = $5,"
-					" group_by = $6, flag_column = $7, pending_where = $8, match_where = $9,"
-					" new_pending_where = $10, new_match_where = $11 WHERE job OPERATOR(pg_catalog.=) $1",
-					11, types, values, nulls, SPI_OK_UPDATE);
+	bbf_sql_catalog("UPDATE bgw_backfill.job SET source_key = $2, target_key = $3, group_by = $4, flag_column = $5,"
+					" pending_where = $6, match_where = $7, new_pending_where = $8, new_match_where = $9"
+					" WHERE job OPERATOR(pg_catalog.=) $1",
+					9, types, values, nulls, SPI_OK_UPDATE);
 	ereport(LOG,
 			(errmsg("job \"%s\": columns have got other names, which are followed", bbf_job_display_name(job))));
 	job->source_was = job->target_was = NIL;

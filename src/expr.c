@@ -265,26 +265,33 @@ bbf_expr_is_predicate(Oid index, Oid relid, const char *condition)
 	return result;
 }
 
-/* A canonical condition with the names that its columns have now.  NULL gives NULL. */
-char *
-bbf_expr_renamed(const char *canonical, Oid relid, const List *was)
+/* A canonical condition with the names that its columns have now, each prefixed with the alias, if there is one. */
+static char *
+write_out(const char *canonical, Oid relid, const List *was, const char *alias)
 {
-	Relation	rel;
+	Relation	rel = table_open(relid, AccessShareLock);
 	BbfUserContext before;
 	Node	   *expr;
 	char	   *result;
 
-	if (canonical == NULL || was == NIL)
-		return unconstify(char *, canonical);
-	rel = table_open(relid, AccessShareLock);
 	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
 	bbf_session_pin_text();
 	expr = analyze(canonical, rel, "condition", was);
 	bbf_session_pin_text();		/* once more: what was evaluated may have set anything */
-	result = deparse_expression(expr, deparse_context_for(RelationGetRelationName(rel), relid), false, false);
+	result = deparse_expression(expr, deparse_context_for(alias ? alias : RelationGetRelationName(rel), relid),
+								alias != NULL, false);
 	bbf_usercontext_end(&before);
 	table_close(rel, AccessShareLock);
 	return result;
+}
+
+/* A canonical condition with the names that its columns have now.  NULL gives NULL. */
+char *
+bbf_expr_renamed(const char *canonical, Oid relid, const List *was)
+{
+	if (canonical == NULL || was == NIL)
+		return unconstify(char *, canonical);
+	return write_out(canonical, relid, was, NULL);
 }
 
 /*
@@ -294,22 +301,7 @@ bbf_expr_renamed(const char *canonical, Oid relid, const List *was)
 char *
 bbf_expr_deparse(const char *canonical, Oid relid, const List *was, const char *alias)
 {
-	Relation	rel;
-	BbfUserContext before;
-	Node	   *expr;
-	char	   *result;
-
-	if (canonical == NULL)
-		return NULL;
-	rel = table_open(relid, AccessShareLock);
-	bbf_usercontext_begin(rel->rd_rel->relowner, true, &before);
-	bbf_session_pin_text();
-	expr = analyze(canonical, rel, "condition", was);
-	bbf_session_pin_text();		/* once more: what was evaluated may have set anything */
-	result = psprintf("(%s)", deparse_expression(expr, deparse_context_for(alias, relid), true, false));
-	bbf_usercontext_end(&before);
-	table_close(rel, AccessShareLock);
-	return result;
+	return canonical ? psprintf("(%s)", write_out(canonical, relid, was, alias)) : NULL;
 }
 
 /* The columns that a canonical condition uses, by attribute number; none if it is NULL. */

@@ -66,7 +66,7 @@ bbf_index_is_there(const BbfJob *job)
 
 /* Drop the job's index, if it has one, in the transaction that is open. */
 void
-bbf_index_drop(const BbfJob *job, const BbfPair *pair)
+bbf_index_drop(const BbfJob *job)
 {
 	bool		valid;
 	Oid			index = bbf_mode_lookup(job->mode)->pending_index ? find_index(job, &valid) : InvalidOid;

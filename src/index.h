@@ -9,7 +9,7 @@
 #include "pair.h"
 
 extern bool bbf_index_is_there(const BbfJob *job);
-extern void bbf_index_drop(const BbfJob *job, const BbfPair *pair);
+extern void bbf_index_drop(const BbfJob *job);
 extern bool bbf_index_build(const char *job_name);
 extern int64 bbf_index_estimate(const BbfJob *job, const BbfPair *pair);
 

@@ -14,8 +14,8 @@
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "columns.h"
+#include "commands/extension.h"
 #include "commands/trigger.h"
 #include "index.h"
 #include "install.h"
@@ -26,9 +26,9 @@
 #include "objects.h"
 #include "shape.h"
 #include "sql.h"
-#include "stored.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "stored.h"
 #include "txn.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -230,7 +230,7 @@ follow_columns(BbfJob *job, const BbfPair *pair)
 				continue;
 			bbf_txn_lock_timeout(bbf_job_setting(job, BBF_LOCK_TIMEOUT));
 			bbf_sql_ddl(psprintf("ALTER %s %s RENAME COLUMN %s TO %s",
-								 object == BBF_VIEW ? "VIEW" : "TABLE",
+								 bbf_object_keyword(object),
 								 bbf_object_sql(job, object),
 								 quote_identifier(was->name), quote_identifier(name)));
 			renamed = true;
@@ -315,7 +315,7 @@ bbf_install_run(BbfJob *job)
 	if (job->successor_of == NULL)
 		make_view(job, pair);
 
-	bbf_leftovers_drop_unused(job, pair);
+	bbf_leftovers_drop_unused(job);
 	bbf_objects_record(job);
 	bbf_job_rename(job, pair->source, pair->target);
 	bbf_job_enter_phase(job, BBF_PHASE_FILL);
@@ -380,7 +380,7 @@ bbf_install_forget_conditions(const BbfJob *job)
 	lock_both(job, pair, AccessExclusiveLock, AccessExclusiveLock);
 	drop_triggers(job, pair->target, pair->target_sql, NIL);
 	drop_triggers(job, pair->source, pair->source_sql, NIL);
-	bbf_index_drop(job, pair);
+	bbf_index_drop(job);
 }
 
 /* Is the table of pending keys that of the job whose place this one was to take? */

@@ -49,18 +49,10 @@ bbf_leftover_mark(const BbfJob *job, BbfObject object)
 bool
 bbf_leftover_is(const BbfJob *job, BbfObject object, Oid owner)
 {
-	static const char relkinds[] = {
-		[BBF_VIEW] = RELKIND_VIEW,
-		[BBF_SIDECAR] = RELKIND_RELATION,
-		[BBF_SIDECAR_KEY] = RELKIND_INDEX,
-		[BBF_SIDECAR_IDX] = RELKIND_INDEX,
-		[BBF_PENDING_IDX] = RELKIND_INDEX
-	};
 	Oid			relid = bbf_object_find(job, object);
 	char	   *comment;
 
-	if (!OidIsValid(relid) || bbf_object_is_recorded(job, object) ||
-		get_rel_relkind(relid) != relkinds[object] || bbf_pair_owner(relid) != owner)
+	if (!OidIsValid(relid) || bbf_object_is_recorded(job, object) || !bbf_object_fits(object, relid, owner))
 		return false;
 	if (object == BBF_SIDECAR_KEY || object == BBF_SIDECAR_IDX)
 		return bbf_leftover_is(job, BBF_SIDECAR, owner) &&
@@ -134,7 +126,7 @@ drop(const BbfJob *job, BbfObject object)
 {
 	ereport(LOG,
 			(errmsg("job \"%s\": dropping \"%s\", left by an earlier job", bbf_job_display_name(job), bbf_object_name(job, object))));
-	bbf_sql_ddl(psprintf("DROP %s %s", object == BBF_VIEW ? "VIEW" : object == BBF_SIDECAR ? "TABLE" : "INDEX",
+	bbf_sql_ddl(psprintf("DROP %s %s", bbf_object_keyword(object),
 						 bbf_object_sql(job, object)));
 }
 
@@ -162,7 +154,7 @@ bbf_leftovers_drop_misfits(const BbfJob *job, const BbfPair *pair)
 
 /* Drop what is left of another mode, once the view does not read it any more. */
 void
-bbf_leftovers_drop_unused(const BbfJob *job, const BbfPair *pair)
+bbf_leftovers_drop_unused(const BbfJob *job)
 {
 	const BbfMode *mode = bbf_mode_lookup(job->mode);
 

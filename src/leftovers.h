@@ -12,6 +12,6 @@ extern char *bbf_leftover_mark(const BbfJob *job, BbfObject object);
 extern bool bbf_leftover_is(const BbfJob *job, BbfObject object, Oid owner);
 extern void bbf_leftovers_tell(const BbfJob *job, Oid owner);
 extern void bbf_leftovers_drop_misfits(const BbfJob *job, const BbfPair *pair);
-extern void bbf_leftovers_drop_unused(const BbfJob *job, const BbfPair *pair);
+extern void bbf_leftovers_drop_unused(const BbfJob *job);
 
 #endif							/* BBF_LEFTOVERS_H */

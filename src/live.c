@@ -85,30 +85,6 @@ scan_stage(const Live *live)
 	bbf_txn_commit();
 }
 
-static void
-prune_stage(const Live *live)
-{
-	batches(live, prune_batch);
-}
-
-static void
-claims_stage(const Live *live)
-{
-	batches(live, bbf_upkeep_claims);
-}
-
-static void
-attempts_stage(const Live *live)
-{
-	batches(live, bbf_upkeep_attempts);
-}
-
-static void
-passed_stage(const Live *live)
-{
-	batches(live, bbf_upkeep_passed);
-}
-
 /*
  * Wake whoever listens, if there is something to hand out.  Here and not in a
  * trigger: a transaction that has sent a NOTIFY takes a lock on the whole database
@@ -137,14 +113,19 @@ handler_stage(const Live *live)
 	live->job->handoff_at = bbf_handoff_run(live->job->name);
 }
 
-static void (*const stages[]) (const Live *live) = {
-	[BBF_STAGE_SCAN] = scan_stage,
-	[BBF_STAGE_PRUNE] = prune_stage,
-	[BBF_STAGE_CLAIMS] = claims_stage,
-	[BBF_STAGE_ATTEMPTS] = attempts_stage,
-	[BBF_STAGE_PASSED] = passed_stage,
-	[BBF_STAGE_NOTIFY] = notify_stage,
-	[BBF_STAGE_HANDLER] = handler_stage
+/* A stage is a call, or batches. */
+static const struct
+{
+	void		(*call) (const Live *live);
+	LiveBatch	batch;
+}			stages[] = {
+	[BBF_STAGE_SCAN] = {.call = scan_stage},
+	[BBF_STAGE_PRUNE] = {.batch = prune_batch},
+	[BBF_STAGE_CLAIMS] = {.batch = bbf_upkeep_claims},
+	[BBF_STAGE_ATTEMPTS] = {.batch = bbf_upkeep_attempts},
+	[BBF_STAGE_PASSED] = {.batch = bbf_upkeep_passed},
+	[BBF_STAGE_NOTIFY] = {.call = notify_stage},
+	[BBF_STAGE_HANDLER] = {.call = handler_stage}
 };
 
 /* Run a stage.  That it ran out of time, or was kept waiting, is no error of the job's. */
@@ -155,7 +136,10 @@ run_stage(const Live *live, BbfStage stage)
 
 	PG_TRY();
 	{
-		stages[stage] (live);
+		if (stages[stage].batch)
+			batches(live, stages[stage].batch);
+		else
+			stages[stage].call(live);
 	}
 	PG_CATCH();
 	{

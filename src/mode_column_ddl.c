@@ -198,31 +198,29 @@ bbf_column_source_lock(const BbfJob *job, const BbfPair *pair)
 	return bbf_column_missing(job, pair, &what) != BBF_MISSING_NOTHING ? AccessExclusiveLock : ShareRowExclusiveLock;
 }
 
+#define MARK "maintained by bgw_backfill"
+
+/* How the comment of a job's flag column begins. */
+static char *
+mark_of_job(const BbfJob *job)
+{
+	return psprintf(MARK " (job %s): ", bbf_job_display_name(job));
+}
+
 /* The flag column's comment. */
 static char *
 flag_comment(const BbfJob *job)
 {
-	return psprintf("maintained by bgw_backfill (job %s): is there a row of %s?",
-					bbf_job_display_name(job), job->target_name);
+	return psprintf("%sis there a row of %s?", mark_of_job(job), job->target_name);
 }
 
-/* Does the column carry the comment that we gave it? */
+/* Does the column carry a comment that begins so? */
 static bool
-has_our_comment(const BbfJob *job, Oid source, AttrNumber attno)
+comment_begins(Oid source, AttrNumber attno, const char *begin)
 {
 	char	   *comment = GetComment(source, RelationRelationId, attno);
 
-	return comment && strncmp(comment, "maintained by bgw_backfill", 26) == 0;
-}
-
-/* Does it name this job? */
-static bool
-is_jobs_column(const BbfJob *job, Oid source, AttrNumber attno)
-{
-	char	   *comment = GetComment(source, RelationRelationId, attno);
-	char	   *begins = psprintf("maintained by bgw_backfill (job %s): ", bbf_job_display_name(job));
-
-	return comment && strncmp(comment, begins, strlen(begins)) == 0;
+	return comment && strncmp(comment, begin, strlen(begin)) == 0;
 }
 
 /*
@@ -248,7 +246,7 @@ bbf_column_install(BbfJob *job, const BbfPair *pair)
 		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s ALTER COLUMN %s SET DEFAULT false",
 					 pair->source_sql, bbf_column_flag(job)));
 	/* a table that was made anew may have brought a column of its own */
-	if (!exists || (job->flag_added && !has_our_comment(job, pair->source, att.attnum)))
+	if (!exists || (job->flag_added && !comment_begins(pair->source, att.attnum, MARK)))
 		bbf_job_set_flag_added(job, !exists);
 }
 
@@ -278,7 +276,7 @@ bbf_column_uninstall(const BbfJob *job, const BbfPair *pair)
 		return;
 	/* one that an earlier job of this name has made and left is the job's as well */
 	if (bbf_column_flag_attribute(job, pair->source, &att) &&
-		(job->flag_added || is_jobs_column(job, pair->source, att.attnum)))
+		(job->flag_added || comment_begins(pair->source, att.attnum, mark_of_job(job))))
 		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s DROP COLUMN %s", pair->source_sql, bbf_column_flag(job)));
 	else
 		bbf_sql_ddl(psprintf("DROP INDEX IF EXISTS %s",

@@ -25,7 +25,6 @@ extern void bbf_sidecar_check(const BbfJob *job, Relation source, Relation targe
 extern char *bbf_sidecar_describe(const BbfJob *job, Relation source);
 extern BbfMissing bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair, char **what);
 extern void bbf_sidecar_sync_readers(const BbfJob *job, const BbfPair *pair);
-extern Oid	bbf_sidecar_find(const BbfJob *job, const BbfPair *pair);
 extern void bbf_sidecar_remove_strange(const BbfJob *job, const BbfPair *pair);
 extern char *bbf_sidecar_strange(const BbfJob *job, const BbfPair *pair);
 extern List *bbf_sidecar_triggers(const BbfJob *job, const BbfPair *pair);

@@ -26,14 +26,6 @@
 #include "utils/ruleutils.h"
 #include "utils/syscache.h"
 
-
-/* The sidecar's OID, or InvalidOid. */
-Oid
-bbf_sidecar_find(const BbfJob *job, const BbfPair *pair)
-{
-	return bbf_object_find(job, BBF_SIDECAR);
-}
-
 /* The sidecar must not have two columns of one name, nor an order of its own. */
 void
 bbf_sidecar_check(const BbfJob *job, Relation source, Relation target)
@@ -90,12 +82,12 @@ check_column(const BbfJob *job, Oid sidecar, Oid source, const char *name)
 
 /* Has the sidecar that index? */
 static bool
-has_index(const BbfJob *job, const BbfPair *pair, BbfObject object)
+has_index(const BbfJob *job, BbfObject object)
 {
 	Oid			index = bbf_object_find(job, object);
 	HeapTuple	tuple = OidIsValid(index) ? SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index)) : NULL;
 	bool		result = HeapTupleIsValid(tuple) &&
-		((Form_pg_index) GETSTRUCT(tuple))->indrelid == bbf_sidecar_find(job, pair);
+		((Form_pg_index) GETSTRUCT(tuple))->indrelid == bbf_object_find(job, BBF_SIDECAR);
 
 	if (HeapTupleIsValid(tuple))
 		ReleaseSysCache(tuple);
@@ -109,7 +101,7 @@ has_index(const BbfJob *job, const BbfPair *pair, BbfObject object)
 BbfMissing
 bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair, char **what)
 {
-	Oid			sidecar = bbf_sidecar_find(job, pair);
+	Oid			sidecar = bbf_object_find(job, BBF_SIDECAR);
 
 	if (!OidIsValid(sidecar))
 	{
@@ -125,9 +117,9 @@ bbf_sidecar_missing(const BbfJob *job, const BbfPair *pair, char **what)
 	check_column(job, sidecar, pair->source, job->source_key);
 	if (job->group_by)
 		check_column(job, sidecar, pair->source, job->group_by);
-	if (!has_index(job, pair, BBF_SIDECAR_KEY))
+	if (!has_index(job, BBF_SIDECAR_KEY))
 		*what = psprintf("index \"%s\"", bbf_object_name(job, BBF_SIDECAR_KEY));
-	else if (job->group_by && !has_index(job, pair, BBF_SIDECAR_IDX))
+	else if (job->group_by && !has_index(job, BBF_SIDECAR_IDX))
 		*what = psprintf("index \"%s\"", bbf_object_name(job, BBF_SIDECAR_IDX));
 	else
 		return BBF_MISSING_NOTHING;
@@ -157,7 +149,7 @@ column_like(Oid source, const char *name)
 void
 bbf_sidecar_sync_readers(const BbfJob *job, const BbfPair *pair)
 {
-	bbf_readers_sync(pair, bbf_sidecar_find(job, pair), bbf_sidecar_table(job, pair));
+	bbf_readers_sync(pair, bbf_object_find(job, BBF_SIDECAR), bbf_sidecar_table(job, pair));
 }
 
 /* Make the table, or those of its indexes that are not there. */
@@ -166,7 +158,7 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 {
 	const char *table = bbf_sidecar_table(job, pair);
 
-	if (!OidIsValid(bbf_sidecar_find(job, pair)))
+	if (!OidIsValid(bbf_object_find(job, BBF_SIDECAR)))
 	{
 		bbf_sql_ddl(psprintf("CREATE TABLE %s (%s NOT NULL, %s%s%s pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now())"
 							 " WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000,"
@@ -180,10 +172,10 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 	}
 	else
 		bbf_sidecar_remove_strange(job, pair);
-	if (!has_index(job, pair, BBF_SIDECAR_KEY))
+	if (!has_index(job, BBF_SIDECAR_KEY))
 		bbf_sql_ddl(psprintf("ALTER TABLE ONLY %s ADD CONSTRAINT %s PRIMARY KEY (%s)", table,
 							 quote_identifier(bbf_object_name(job, BBF_SIDECAR_KEY)), pair->source_key));
-	if (pair->group_by && !has_index(job, pair, BBF_SIDECAR_IDX))
+	if (pair->group_by && !has_index(job, BBF_SIDECAR_IDX))
 		bbf_sql_ddl(psprintf("CREATE INDEX %s ON ONLY %s (%s, %s)",
 							 quote_identifier(bbf_object_name(job, BBF_SIDECAR_IDX)), table,
 							 pair->group_by, pair->source_key));
@@ -192,7 +184,7 @@ bbf_sidecar_install(BbfJob *job, const BbfPair *pair)
 void
 bbf_sidecar_uninstall(const BbfJob *job, const BbfPair *pair)
 {
-	Oid			sidecar = bbf_sidecar_find(job, pair);
+	Oid			sidecar = bbf_object_find(job, BBF_SIDECAR);
 
 	if (job->drop_objects && OidIsValid(sidecar) && get_rel_relkind(sidecar) == RELKIND_RELATION)
 		bbf_sql_ddl(psprintf("DROP TABLE %s", bbf_sidecar_table(job, pair)));

@@ -71,7 +71,7 @@ strange_indexes(const BbfJob *job, Relation table)
 char *
 bbf_sidecar_strange(const BbfJob *job, const BbfPair *pair)
 {
-	Oid			relid = bbf_sidecar_find(job, pair);
+	Oid			relid = bbf_object_find(job, BBF_SIDECAR);
 	Relation	table = OidIsValid(relid) ? try_table_open(relid, AccessShareLock) : NULL;
 	TupleConstr *constr;
 	List	   *indexes;
@@ -104,8 +104,8 @@ static void
 drop_strange(const BbfJob *job, const BbfPair *pair)
 {
 	Oid			types[] = {OIDOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(bbf_sidecar_find(job, pair)), CStringGetTextDatum(bbf_sidecar_table(job, pair))};
-	Relation	table = table_open(bbf_sidecar_find(job, pair), AccessShareLock);
+	Datum		values[] = {ObjectIdGetDatum(bbf_object_find(job, BBF_SIDECAR)), CStringGetTextDatum(bbf_sidecar_table(job, pair))};
+	Relation	table = table_open(bbf_object_find(job, BBF_SIDECAR), AccessShareLock);
 	List	   *statements = NIL;
 	ListCell   *lc;
 	uint64		n;

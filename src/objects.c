@@ -29,12 +29,13 @@ static const struct
 {
 	const char *suffix;
 	char		relkind;
+	const char *keyword;
 }			objects[] = {
-	[BBF_VIEW] = {"pending", RELKIND_VIEW},
-	[BBF_SIDECAR] = {"sidecar", RELKIND_RELATION},
-	[BBF_SIDECAR_KEY] = {"sidecar_key", RELKIND_INDEX},
-	[BBF_SIDECAR_IDX] = {"sidecar_idx", RELKIND_INDEX},
-	[BBF_PENDING_IDX] = {"pending_idx", RELKIND_INDEX}
+	[BBF_VIEW] = {"pending", RELKIND_VIEW, "VIEW"},
+	[BBF_SIDECAR] = {"sidecar", RELKIND_RELATION, "TABLE"},
+	[BBF_SIDECAR_KEY] = {"sidecar_key", RELKIND_INDEX, "INDEX"},
+	[BBF_SIDECAR_IDX] = {"sidecar_idx", RELKIND_INDEX, "INDEX"},
+	[BBF_PENDING_IDX] = {"pending_idx", RELKIND_INDEX, "INDEX"}
 };
 
 /* What an object's name ends with when it is made. */
@@ -42,6 +43,20 @@ const char *
 bbf_object_suffix(BbfObject object)
 {
 	return objects[object].suffix;
+}
+
+/* What SQL calls an object of its kind. */
+const char *
+bbf_object_keyword(BbfObject object)
+{
+	return objects[object].keyword;
+}
+
+/* Is a relation of an object's kind, and an owner's? */
+bool
+bbf_object_fits(BbfObject object, Oid relid, Oid owner)
+{
+	return get_rel_relkind(relid) == objects[object].relkind && bbf_pair_owner(relid) == owner;
 }
 
 /* Is an object there that has been recorded as the job's? */
@@ -108,8 +123,7 @@ bbf_objects_record(BbfJob *job)
 		Oid			found = bbf_object_find(job, object);
 
 		/* what is in the way is not the job's */
-		if (OidIsValid(found) &&
-			(get_rel_relkind(found) != objects[object].relkind || bbf_pair_owner(found) != GetUserId()))
+		if (OidIsValid(found) && !bbf_object_fits(object, found, GetUserId()))
 			found = InvalidOid;
 		known = known && found == job->objects[object];
 		job->objects[object] = found;
@@ -138,7 +152,7 @@ bbf_objects_move_along(const BbfJob *job, Oid schema)
 		bbf_names_check_object(bbf_object_name(job, object), schema, InvalidOid,
 							   psprintf("Rename it or drop it, then use bgw_backfill.resume('%s').", bbf_job_display_name(job)));
 		bbf_txn_lock_timeout(bbf_job_setting(job, BBF_LOCK_TIMEOUT));
-		bbf_sql_ddl(psprintf("ALTER %s %s SET SCHEMA %s", object == BBF_VIEW ? "VIEW" : "TABLE",
+		bbf_sql_ddl(psprintf("ALTER %s %s SET SCHEMA %s", bbf_object_keyword(object),
 							 bbf_object_sql(job, object), quote_identifier(get_namespace_name(schema))));
 	}
 }

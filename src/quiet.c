@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
 #include "mode.h"
 #include "quiet.h"
 #include "sql.h"
@@ -35,34 +36,35 @@ bbf_quiet_mark(const BbfJob *job)
 {
 	Oid			types[] = {OIDARRAYOID, TEXTOID};
 	Datum		oids[2 + BBF_OBJECTS] = {ObjectIdGetDatum(job->source_oid), ObjectIdGetDatum(job->target_oid)};
+	static const char *const catalogs[][2] = {
+		{"pg_attribute", "x.attrelid OPERATOR(pg_catalog.=) ANY ($1)"},
+		{"pg_attrdef", "x.adrelid OPERATOR(pg_catalog.=) ANY ($1)"},
+		{"pg_trigger", "x.tgrelid OPERATOR(pg_catalog.=) ANY ($1)"},
+		{"pg_constraint", "x.conrelid OPERATOR(pg_catalog.=) ANY ($1)"},
+		{"pg_rewrite", "x.ev_class OPERATOR(pg_catalog.=) ANY ($1)"},
+		{"pg_auth_members", "true"}
+	};
 	Datum		values[2];
+	StringInfoData sql;
 	char	   *mark;
 
 	for (int i = 0; i < BBF_OBJECTS; i++)
 		oids[2 + i] = ObjectIdGetDatum(job->objects[i]);
 	values[0] = PointerGetDatum(construct_array(oids, lengthof(oids), OIDOID, sizeof(Oid), true, TYPALIGN_INT));
 	values[1] = CStringGetTextDatum(job->name);
-	bbf_sql_catalog("SELECT pg_catalog.concat_ws(' ',"
-					" (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.xmin, c.relfilenode,"
-					"   pg_catalog.pg_stat_get_tuples_inserted(c.oid), pg_catalog.pg_stat_get_tuples_updated(c.oid),"
-					"   pg_catalog.pg_stat_get_tuples_deleted(c.oid)), ',' ORDER BY c.oid)"
-					"  FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) ANY ($1)),"
-					" (SELECT pg_catalog.concat(pg_catalog.count(*), '/', pg_catalog.sum(a.xmin::pg_catalog.text::pg_catalog.int8))"
-					"  FROM pg_catalog.pg_attribute a WHERE a.attrelid OPERATOR(pg_catalog.=) ANY ($1)),"
-					" (SELECT pg_catalog.concat(pg_catalog.count(*), '/', pg_catalog.sum(d.xmin::pg_catalog.text::pg_catalog.int8))"
-					"  FROM pg_catalog.pg_attrdef d WHERE d.adrelid OPERATOR(pg_catalog.=) ANY ($1)),"
-					" (SELECT pg_catalog.concat(pg_catalog.count(*), '/', pg_catalog.sum(t.xmin::pg_catalog.text::pg_catalog.int8))"
-					"  FROM pg_catalog.pg_trigger t WHERE t.tgrelid OPERATOR(pg_catalog.=) ANY ($1)),"
-					" (SELECT pg_catalog.concat(pg_catalog.count(*), '/', pg_catalog.sum(k.xmin::pg_catalog.text::pg_catalog.int8))"
-					"  FROM pg_catalog.pg_constraint k WHERE k.conrelid OPERATOR(pg_catalog.=) ANY ($1)),"
-					" (SELECT pg_catalog.concat(pg_catalog.count(*), '/', pg_catalog.sum(r.xmin::pg_catalog.text::pg_catalog.int8))"
-					"  FROM pg_catalog.pg_rewrite r WHERE r.ev_class OPERATOR(pg_catalog.=) ANY ($1)),"
-					" (SELECT pg_catalog.concat(pg_catalog.count(*), '/', pg_catalog.sum(m.xmin::pg_catalog.text::pg_catalog.int8))"
-					"  FROM pg_catalog.pg_auth_members m),"
-					" (SELECT pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', o.oid, o.rolsuper, o.rolbypassrls, o.rolinherit)))"
-					"  FROM pg_catalog.pg_roles o),"
-					" (SELECT j.xmin FROM bgw_backfill.job j WHERE j.job OPERATOR(pg_catalog.=) $2))",
-					2, types, values, NULL, SPI_OK_SELECT);
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT pg_catalog.concat_ws(' ',"
+						   " (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.xmin, c.relfilenode,"
+						   "   pg_catalog.pg_stat_get_tuples_inserted(c.oid), pg_catalog.pg_stat_get_tuples_updated(c.oid),"
+						   "   pg_catalog.pg_stat_get_tuples_deleted(c.oid)), ',' ORDER BY c.oid)"
+						   "  FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) ANY ($1)),");
+	for (int i = 0; i < (int) lengthof(catalogs); i++)
+		appendStringInfo(&sql, " (SELECT pg_catalog.concat(pg_catalog.count(*), '/', pg_catalog.sum(x.xmin::pg_catalog.text::pg_catalog.int8))"
+						 " FROM pg_catalog.%s x WHERE %s),", catalogs[i][0], catalogs[i][1]);
+	appendStringInfoString(&sql, " (SELECT pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', o.oid, o.rolsuper, o.rolbypassrls, o.rolinherit)))"
+						   "  FROM pg_catalog.pg_roles o),"
+						   " (SELECT j.xmin FROM bgw_backfill.job j WHERE j.job OPERATOR(pg_catalog.=) $2))");
+	bbf_sql_catalog(sql.data, 2, types, values, NULL, SPI_OK_SELECT);
 	mark = bbf_sql_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return mark;

@@ -53,7 +53,7 @@ typedef struct PendingScan
 	int64		groups;
 	int64		pending;
 	bool		capped;
-	char	   *quiet_mark;		/* taken before anything was read */
+	char	   *quiet_mark;		/* taken before anything was read; NULL: of a part */
 
 	/* groups found and not yet written */
 	int			n;
@@ -255,7 +255,8 @@ save_scan(const PendingScan *scan, const char *go_on_after, bool part)
 		go_on_after ? CStringGetTextDatum(go_on_after) : (Datum) 0,
 		(Datum) 0, Int64GetDatum(scan->groups), Int64GetDatum(scan->pending), BoolGetDatum(scan->capped),
 	Int64GetDatum(bbf_index_estimate(job, scan->pair)), BoolGetDatum(part),
-	CStringGetTextDatum(scan->quiet_mark)};
+	scan->quiet_mark ? CStringGetTextDatum(scan->quiet_mark) : (Datum) 0};
+	char		nulls[] = {' ', go_on_after ? ' ' : 'n', ' ', ' ', ' ', ' ', ' ', ' ', scan->quiet_mark ? ' ' : 'n', '\0'};
 	instr_time	took;
 
 	INSTR_TIME_SET_CURRENT(took);
@@ -267,7 +268,7 @@ save_scan(const PendingScan *scan, const char *go_on_after, bool part)
 							 " scan_at = CASE WHEN $8 THEN scan_at ELSE pg_catalog.clock_timestamp() END,"
 							 " scans = scans OPERATOR(pg_catalog.+) CASE WHEN $8 THEN 0 ELSE 1 END,"
 							 " cut_short = CASE WHEN $8 THEN cut_short ELSE 0 END,"
-							 " quiet_mark = CASE WHEN $8 THEN NULL ELSE $9 END, quiet_scans = 0,"
+							 " quiet_mark = $9, quiet_scans = 0,"
 							 " scan_group = $2, scan_ms = $3, pending_estimate = $7, %s"
 							 " WHERE job OPERATOR(pg_catalog.=) $1",
 							 go_on_after ?
@@ -276,7 +277,7 @@ save_scan(const PendingScan *scan, const char *go_on_after, bool part)
 							 "scan_cycle = scan_cycle OPERATOR(pg_catalog.+) 1, rounded_at = pg_catalog.clock_timestamp(),"
 							 " groups = round_groups OPERATOR(pg_catalog.+) $4, pending = round_pending OPERATOR(pg_catalog.+) $5,"
 							 " pending_capped = round_capped OR $6, round_groups = 0, round_pending = 0, round_capped = false"),
-					9, types, values, go_on_after ? NULL : " n       ", SPI_OK_UPDATE);
+					9, types, values, nulls, SPI_OK_UPDATE);
 }
 
 /* A round is complete: groups that it has not seen are forgotten, some of them each time. */
@@ -305,7 +306,7 @@ bbf_scan_run(BbfJob *job, bool part)
 	scan->job = job;
 	INSTR_TIME_SET_CURRENT(scan->began);
 	bbf_txn_arm(bbf_job_setting(job, BBF_SCAN_TIMEOUT));
-	scan->quiet_mark = bbf_quiet_mark(job);
+	scan->quiet_mark = part ? NULL : bbf_quiet_mark(job);
 	scan->pair = bbf_pair_load(job);
 	bbf_listed_begin(&scan->listed, job, scan->pair);	/* groups are written as claims write them */
 	go_on_after = scan_groups(scan);
