@@ -114,6 +114,29 @@ came_back(const char *job, const BbfLeased *rows, int n, const int32 *attempts, 
 					7, types, values, error ? NULL : "     n ", SPI_OK_INSERT);
 }
 
+/* Lock what is known of these rows.  False: somebody is at some of it, and is not waited for. */
+bool
+bbf_attempt_try_lock(const char *job, const BbfLeased *rows, int n)
+{
+	Oid			types[] = {TEXTOID, TEXTARRAYOID};
+	char	  **keys = palloc(sizeof(char *) * Max(n, 1));
+	Datum		values[2] = {CStringGetTextDatum(job)};
+	bool		isnull;
+	bool		all;
+
+	for (int i = 0; i < n; i++)
+		keys[i] = rows[i].key;
+	values[1] = bbf_lease_text_array(keys, n);
+	(void) bbf_sql_catalog_kept("SELECT (SELECT pg_catalog.count(*) FROM bgw_backfill.attempt a WHERE a.job OPERATOR(pg_catalog.=) $1"
+								"  AND a.key OPERATOR(pg_catalog.=) ANY ($2)) OPERATOR(pg_catalog.=)"
+								" (SELECT pg_catalog.count(*) FROM (SELECT 1 FROM bgw_backfill.attempt a WHERE a.job OPERATOR(pg_catalog.=) $1"
+								"  AND a.key OPERATOR(pg_catalog.=) ANY ($2) FOR UPDATE SKIP LOCKED) x)",
+								2, types, values, NULL, SPI_OK_SELECT);
+	all = DatumGetBool(result_column(0, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	return all;
+}
+
 /*
  * The attempts that these rows were handed out for have failed: the next one
  * waits, twice as long each time; after max_attempts there is none.

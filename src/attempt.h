@@ -19,6 +19,7 @@ typedef enum BbfStanding
 
 extern bool bbf_attempt_any(const char *job);
 extern BbfStanding *bbf_attempt_find(const char *job, char *const *keys, int n, int32 *attempts);
+extern bool bbf_attempt_try_lock(const char *job, const BbfLeased *rows, int n);
 extern void bbf_attempt_failed(const char *job, const BbfLeased *rows, int n, const char *error, int max_attempts);
 extern void bbf_attempt_returned(const char *job, const BbfLeased *rows, int n);
 extern int	bbf_attempt_due(const char *job, const char *group, const BbfLeases *leases, int limit, BbfLeased *rows);

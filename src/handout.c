@@ -90,9 +90,14 @@ end_claim(void *arg)
 static bool
 end_claim_at_once(Ended *ended)
 {
-	int			nestlevel = bbf_session_pin_waits(1);
-	ErrorData  *error = bbf_txn_try(end_claim, ended);
+	int			nestlevel;
+	ErrorData  *error;
 
+	if (!bbf_attempt_try_lock(ended->job->name, ended->failed, ended->n))
+		return false;
+	/* what is about to be written there, and not seen yet */
+	nestlevel = bbf_session_pin_waits(1);
+	error = bbf_txn_try(end_claim, ended);
 	if (error && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
 		ReThrowError(error);
 	bbf_session_unpin(nestlevel);
